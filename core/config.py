@@ -1,0 +1,154 @@
+"""What a model is made of, as data: one YAML file a model, checked field by field when it is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+CONFIG_DIR = Path(__file__).parent / "configs"
+PARAMETERIZATIONS = ("eps", "v")
+
+
+class ConfigError(ValueError):
+    """A model's YAML file holds an unknown key, a wrong type or an impossible value."""
+
+
+@dataclass
+class UNetConfig:
+    """Sizes of the diffusion UNet, in the published YAML's own words.
+
+    ``attention_resolutions`` are downsampling factors at which transformers stand. Exactly one of ``num_heads`` (the
+    same number at every level) and ``num_head_channels`` (the same size at every level) is positive.
+    """
+
+    in_channels: int = 4
+    out_channels: int = 4
+    model_channels: int = MISSING
+    num_res_blocks: int = MISSING
+    channel_mult: list[int] = MISSING
+    attention_resolutions: list[int] = MISSING
+    num_heads: int = -1
+    num_head_channels: int = -1
+    transformer_depth: int = 1
+    context_dim: int = MISSING
+    use_linear_in_transformer: bool = False
+
+
+@dataclass
+class ControlNetConfig:
+    """What a ControlNet has beyond the UNet's encoder."""
+
+    hint_channels: int = 3
+    hint_widths: list[int] = field(default_factory=lambda: [16, 32, 96, 256])
+
+
+@dataclass
+class VAEConfig:
+    """Sizes of the autoencoder. ``scale_factor`` brings latents to about unit variance."""
+
+    ch: int = 128
+    ch_mult: list[int] = field(default_factory=lambda: [1, 2, 4, 4])
+    num_res_blocks: int = 2
+    z_channels: int = 4
+    embed_dim: int = 4
+    in_channels: int = 3
+    out_ch: int = 3
+    norm_groups: int = 32
+    scale_factor: float = 0.18215
+
+
+@dataclass
+class TextConfig:
+    """Sizes of the text transformer and how its output is read.
+
+    ``layout`` names the published keys: "hf" (``transformer.text_model.*``) or "open_clip" (``model.*``).
+    ``kept_tokens`` above 0 means that the embedding has rows only for that many listed tokens, plus one for all others.
+    """
+
+    width: int = MISSING
+    heads: int = MISSING
+    layers: int = MISSING
+    quick_gelu: bool = False
+    penultimate: bool = False
+    pad_token: int = 0
+    context_length: int = 77
+    vocab_size: int = 49408
+    kept_tokens: int = 0
+    layout: str = "open_clip"
+
+
+@dataclass
+class ScheduleConfig:
+    """The noise schedule: betas are the squares of ``linspace(sqrt(linear_start), sqrt(linear_end), timesteps)``."""
+
+    timesteps: int = 1000
+    linear_start: float = 0.00085
+    linear_end: float = 0.012
+    parameterization: str = "eps"
+
+
+@dataclass
+class ModelConfig:
+    """One base model and the ControlNets that fit it.
+
+    ``weights`` and the values of ``controls`` are names in ckpts/registry.yaml. ``resolution`` is the short side, in
+    pixels, that the model was trained at.
+    """
+
+    name: str = MISSING
+    title: str = MISSING
+    resolution: int = 512
+    weights: str = MISSING
+    controls: dict[str, str] = field(default_factory=dict)
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    control: ControlNetConfig = field(default_factory=ControlNetConfig)
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+
+def config_names() -> list[str]:
+    """Return the names that ``load_config`` takes, beside paths."""
+    return sorted(p.stem for p in CONFIG_DIR.glob("*.yaml"))
+
+
+def load_config(name_or_path: str | Path) -> ModelConfig:
+    """Read a model's YAML file: a name in core/configs ("sd15") or a path.
+
+    Raises:
+        ConfigError: names the file and the unknown key, missing key, wrong type or impossible value.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in {".yaml", ".yml"}:
+        path = CONFIG_DIR / f"{name_or_path}.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{name_or_path}: no such model. Give one of {', '.join(config_names())}, or a YAML path.")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), OmegaConf.load(path))
+        config = cast(ModelConfig, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        key = f" at '{error.full_key}'" if getattr(error, "full_key", None) else ""
+        raise ConfigError(f"{path}{key}: {str(error).splitlines()[0]}. Correct the file.") from error
+    _check(config, path)
+    return config
+
+
+def _check(config: ModelConfig, path: Path) -> None:
+    unet, text = config.unet, config.text
+    if (unet.num_heads > 0) == (unet.num_head_channels > 0):
+        raise ConfigError(f"{path}: give exactly one of unet.num_heads and unet.num_head_channels.")
+    if config.schedule.parameterization not in PARAMETERIZATIONS:
+        raise ConfigError(
+            f"{path}: schedule.parameterization is {config.schedule.parameterization!r}: "
+            f"give one of {', '.join(PARAMETERIZATIONS)}."
+        )
+    if text.layout not in {"hf", "open_clip"}:
+        raise ConfigError(f"{path}: text.layout is {text.layout!r}: give hf or open_clip.")
+    if text.width != unet.context_dim:
+        raise ConfigError(f"{path}: text.width is {text.width} but unet.context_dim is {unet.context_dim}.")
+    if config.vae.embed_dim != unet.in_channels:
+        raise ConfigError(f"{path}: vae.embed_dim is {config.vae.embed_dim}, unet.in_channels {unet.in_channels}.")

@@ -1,0 +1,1 @@
+"""The networks, with the attribute names of the published checkpoints."""

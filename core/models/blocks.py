@@ -1,0 +1,206 @@
+"""The parts that UNet and ControlNet are made of: residual blocks and spatial transformers.
+
+Source: the latent diffusion UNet (arXiv 2112.10752); attribute names are those of its published checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+KeyValue = tuple[Tensor, Tensor]  # each (B, heads, tokens, head channels)
+
+
+def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+    """Return (B, dim) float32 sinusoids of the time steps ``t`` (B,): cosines first, then sines; ``dim`` is even."""
+    half = dim // 2
+    freqs = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angles = t.float()[:, None] * freqs[None]
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def zero_module(module: nn.Module) -> nn.Module:
+    """Set every parameter of ``module`` to zero and return it."""
+    for p in module.parameters():
+        nn.init.zeros_(p)
+    return module
+
+
+class ResBlock(nn.Module):
+    """GroupNorm, SiLU, conv; the time embedding added; GroupNorm, SiLU, conv; plus a skip."""
+
+    def __init__(self, channels: int, out_channels: int, emb_channels: int) -> None:
+        """Build for (B, channels, h, w) in, (B, out_channels, h, w) out."""
+        super().__init__()
+        self.in_layers = nn.Sequential(
+            nn.GroupNorm(32, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, out_channels))
+        self.out_layers = nn.Sequential(
+            nn.GroupNorm(32, out_channels),
+            nn.SiLU(),
+            nn.Identity(),  # the published dropout, p = 0: keeps the index of the convolution
+            zero_module(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+        )
+        same = channels == out_channels
+        self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Map ``x`` (B, C, h, w) with the time embedding ``emb`` (B, E)."""
+        h = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
+        return self.skip_connection(x) + self.out_layers(h)
+
+
+class GEGLU(nn.Module):
+    """A linear map to twice the width, one half gating the other through GELU."""
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        """Build for (..., dim_in) in, (..., dim_out) out."""
+        super().__init__()
+        self.proj = nn.Linear(dim_in, dim_out * 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x`` (..., dim_in)."""
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """GEGLU to four times the width, and back."""
+
+    def __init__(self, dim: int) -> None:
+        """Build for (..., dim)."""
+        super().__init__()
+        self.net = nn.Sequential(GEGLU(dim, dim * 4), nn.Identity(), nn.Linear(dim * 4, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x`` (..., dim)."""
+        return self.net(x)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of ``x`` over a context; over itself where no keys and values are given."""
+
+    def __init__(self, query_dim: int, context_dim: int, heads: int, dim_head: int) -> None:
+        """Build for queries (B, N, query_dim) and a context (B, M, context_dim)."""
+        super().__init__()
+        inner = heads * dim_head
+        self.heads = heads
+        self.to_q = nn.Linear(query_dim, inner, bias=False)
+        self.to_k = nn.Linear(context_dim, inner, bias=False)
+        self.to_v = nn.Linear(context_dim, inner, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(inner, query_dim), nn.Identity())
+
+    def key_value(self, context: Tensor) -> KeyValue:
+        """Project ``context`` (B, M, context_dim) once; over all the steps of a request it stays the same."""
+        return self._split(self.to_k(context)), self._split(self.to_v(context))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b n (h d) -> b h n d", h=self.heads)
+
+    def forward(self, x: Tensor, kv: KeyValue | None = None) -> Tensor:
+        """Map ``x`` (B, N, query_dim); ``kv`` from ``key_value``, else from ``x`` itself."""
+        k, v = self.key_value(x) if kv is None else kv
+        out = F.scaled_dot_product_attention(self._split(self.to_q(x)), k, v)
+        return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
+
+
+class BasicTransformerBlock(nn.Module):
+    """Self-attention, attention over the text, feed-forward; each behind a LayerNorm, each added."""
+
+    def __init__(self, dim: int, heads: int, dim_head: int, context_dim: int) -> None:
+        """Build for (B, N, dim)."""
+        super().__init__()
+        self.attn1 = CrossAttention(dim, dim, heads, dim_head)
+        self.ff = FeedForward(dim)
+        self.attn2 = CrossAttention(dim, context_dim, heads, dim_head)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.norm3 = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, kv: KeyValue) -> Tensor:
+        """Map ``x`` (B, N, dim); ``kv`` are the text's keys and values for ``attn2``."""
+        x = self.attn1(self.norm1(x)) + x
+        x = self.attn2(self.norm2(x), kv) + x
+        return self.ff(self.norm3(x)) + x
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks over the pixels of a feature map, between two projections, plus a skip."""
+
+    def __init__(self, channels: int, heads: int, dim_head: int, depth: int, context_dim: int, linear: bool) -> None:
+        """Build for (B, channels, h, w); ``linear`` makes the projections Linear (SD 2.x), not 1x1 convolutions."""
+        super().__init__()
+        inner = heads * dim_head
+        self.linear = linear
+        self.norm = nn.GroupNorm(32, channels, eps=1e-6)
+        self.proj_in: nn.Module = nn.Linear(channels, inner) if linear else nn.Conv2d(channels, inner, 1)
+        self.transformer_blocks = nn.ModuleList(
+            BasicTransformerBlock(inner, heads, dim_head, context_dim) for _ in range(depth)
+        )
+        out: nn.Module = nn.Linear(inner, channels) if linear else nn.Conv2d(inner, channels, 1)
+        self.proj_out = zero_module(out)
+
+    def forward(self, x: Tensor, kvs: Iterator[KeyValue]) -> Tensor:
+        """Map ``x`` (B, C, h, w); takes one pair from ``kvs`` for each transformer block."""
+        height = x.shape[2]
+        h = self.norm(x)
+        if not self.linear:
+            h = self.proj_in(h)
+        h = rearrange(h, "b c h w -> b (h w) c")
+        if self.linear:
+            h = self.proj_in(h)
+        for block in self.transformer_blocks:
+            h = block(h, next(kvs))
+        if self.linear:
+            h = self.proj_out(h)
+        h = rearrange(h, "b (h w) c -> b c h w", h=height)
+        if not self.linear:
+            h = self.proj_out(h)
+        return h + x
+
+
+class Downsample(nn.Module):
+    """Halve height and width by a strided convolution with symmetric padding."""
+
+    def __init__(self, channels: int) -> None:
+        """Build for (B, channels, h, w)."""
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, h, w) to (B, C, h/2, w/2)."""
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    """Double height and width by nearest neighbour and a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        """Build for (B, channels, h, w)."""
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, h, w) to (B, C, 2h, 2w)."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class TimestepSequential(nn.Sequential):
+    """Layers in sequence, each given what it takes: the time embedding, the text, or neither."""
+
+    def forward(self, x: Tensor, emb: Tensor, kvs: Iterator[KeyValue]) -> Tensor:  # type: ignore[override]
+        """Map ``x`` (B, C, h, w)."""
+        for layer in self:
+            if isinstance(layer, ResBlock):
+                x = layer(x, emb)
+            elif isinstance(layer, SpatialTransformer):
+                x = layer(x, kvs)
+            else:
+                x = layer(x)
+        return x
