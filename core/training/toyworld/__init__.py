@@ -1,0 +1,17 @@
+"""The toy world: scenes composed by seed, with captions and truths, to train the demo model on."""
+
+from .captions import training_caption
+from .scene import EVAL_SEED_BASE, Scene, SceneObject, make_scene
+from .sprites import SpriteLibrary, SpritesMissing, default_cache_dir, fetch_sprites
+
+__all__ = [
+    "EVAL_SEED_BASE",
+    "Scene",
+    "SceneObject",
+    "SpriteLibrary",
+    "SpritesMissing",
+    "default_cache_dir",
+    "fetch_sprites",
+    "make_scene",
+    "training_caption",
+]

@@ -1,0 +1,68 @@
+"""The table of things that may stand in the toy world; adding a thing is adding a row to objects.csv."""
+
+import csv
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+PLACES = (
+    "studio", "room", "table", "meadow", "beach", "snow", "desert", "night", "sunset", "street", "sea",
+)  # fmt: skip
+GROUPS = {
+    "land": ("meadow", "beach", "snow", "desert", "night", "sunset", "street"),
+    "indoor": ("room", "table"),
+}
+STANDS = ("ground", "air", "water")
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectSpec:
+    """One row of objects.csv.
+
+    `size` is the height beside other things (1.0 is a small car; compressed, as toys are), `places` are
+    the places where it fits (the studio always), `stand` says what carries it, `color` is the word that is
+    true of the untouched sprite or None, and `shift` allows recolouring.
+    """
+
+    code: str
+    name: str
+    plural: str
+    category: str
+    size: float
+    places: frozenset[str]
+    stand: str
+    color: str | None
+    shift: bool
+
+
+def _spec(row: dict[str, str]) -> ObjectSpec:
+    """Make one spec from a CSV row.
+
+    Raises:
+        ValueError: an unknown place or kind of standing.
+    """
+    places = {"studio"}
+    for word in row["places"].split():
+        places.update(GROUPS.get(word, (word,)))
+    if unknown := places - set(PLACES):
+        raise ValueError(f"objects.csv, {row['name']}: unknown places {sorted(unknown)}; known: {PLACES}")
+    if row["stand"] not in STANDS:
+        raise ValueError(f"objects.csv, {row['name']}: stand is {row['stand']!r}; allowed: {STANDS}")
+    return ObjectSpec(
+        code=row["code"],
+        name=row["name"],
+        plural=row["plural"] or row["name"] + "s",
+        category=row["category"],
+        size=float(row["size"]),
+        places=frozenset(places),
+        stand=row["stand"],
+        color=row["color"] or None,
+        shift=row["shift"] == "yes",
+    )
+
+
+@lru_cache(maxsize=1)
+def all_objects() -> tuple[ObjectSpec, ...]:
+    """Read objects.csv beside this file."""
+    with (Path(__file__).parent / "objects.csv").open(newline="", encoding="utf-8") as lines:
+        return tuple(_spec(row) for row in csv.DictReader(lines))
