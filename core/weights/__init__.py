@@ -1,0 +1,1 @@
+"""Weight files: what there is, where it comes from, and how it becomes networks."""

@@ -1,0 +1,202 @@
+"""Checkpoints to networks: every published layout, tensor by tensor, nothing left over, nothing missing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from core.config import ModelConfig
+from core.errors import CheckpointMismatch
+from core.models.controlnet import ControlNet
+from core.models.text_encoder import TextEncoder
+from core.models.unet import UNet
+from core.models.vae import AutoencoderKL
+from core.weights.convert import (
+    CONTROL,
+    DIFFERENCE,
+    TEXT,
+    UNET,
+    VAE,
+    Sources,
+    control_sources,
+    is_difference,
+    is_harmless,
+    is_new,
+    prefixed,
+    text_sources,
+)
+from core.weights.formats import TensorFile, TensorInfo, open_tensors
+
+log = logging.getLogger(__name__)
+
+SHOWN_KEYS = 4  # how many keys of a kind a message lists
+
+
+@dataclass(frozen=True, slots=True)
+class BaseNetworks:
+    """The networks of a base model, ready for inference."""
+
+    unet: UNet
+    vae: AutoencoderKL
+    text: TextEncoder
+
+
+@dataclass(slots=True)
+class Plan:
+    """Which tensors of a file make which tensors of a network, and what does not fit."""
+
+    sources: Sources
+    missing: list[str] = field(default_factory=list)  # their names
+    unexpected: list[str] = field(default_factory=list)
+    misfits: list[str] = field(default_factory=list)  # "key is (1, 2), should be (3, 4)"
+
+    @property
+    def fits(self) -> bool:
+        """Whether the file holds exactly the network."""
+        return not (self.missing or self.unexpected or self.misfits)
+
+
+def load_base(config: ModelConfig, path: Path, *, device: torch.device, dtype: torch.dtype) -> BaseNetworks:
+    """Load UNet, autoencoder and text encoder from a full or plain single-file checkpoint.
+
+    The ControlNet half of a full file, EMA copies and schedule buffers are not read.
+
+    Raises:
+        CheckpointMismatch: the file is no such checkpoint; names the file, what it seems to be, and keys.
+    """
+    file = open_tensors(path)
+    with torch.device("meta"):
+        networks = BaseNetworks(UNet(config.unet), AutoencoderKL(config.vae), TextEncoder(config.text))
+    plans = plan_base(config, networks, file.tensors)
+    _check(file, f"a base model for '{config.name}' ({config.title})", plans.values())
+    _fill(networks.unet, plans["unet"], file, device, dtype)
+    _fill(networks.vae, plans["vae"], file, device, dtype)
+    _fill(networks.text, plans["text"], file, device, dtype)
+    return networks
+
+
+def load_control(
+    config: ModelConfig, path: Path, *, device: torch.device, dtype: torch.dtype, unet: UNet | None = None
+) -> ControlNet:
+    """Load a ControlNet from a full, control-only, diffusers-layout or difference file.
+
+    ``unet`` is the base model's, to which a difference file adds; the other kinds do not need it.
+
+    Raises:
+        CheckpointMismatch: the file holds no such ControlNet; names it, what it seems to be, and keys.
+    """
+    file = open_tensors(path)
+    with torch.device("meta"):
+        net = ControlNet(config.unet, config.control)
+    plan = plan_control(config, net, file.tensors)
+    _check(file, f"a ControlNet for '{config.name}' ({config.title})", [plan])
+    base = None
+    if is_difference(file.tensors):
+        if unet is None:
+            raise CheckpointMismatch(
+                f"{path}: holds only the difference to a base model. Give the base model's UNet too."
+            )
+        base = unet.state_dict()
+    _fill(net, plan, file, device, dtype, base)
+    return net
+
+
+def plan_base(
+    config: ModelConfig, networks: BaseNetworks, tensors: Mapping[str, TensorInfo]
+) -> dict[str, Plan]:
+    """Plan the loading of a base model; reads nothing."""
+    wanted = {name: _wanted(getattr(networks, name)) for name in ("unet", "vae", "text")}
+    plans = {
+        "unet": _plan(wanted["unet"], prefixed(wanted["unet"], UNET), tensors),
+        "vae": _plan(wanted["vae"], prefixed(wanted["vae"], VAE), tensors),
+        "text": _plan(wanted["text"], text_sources(config.text, wanted["text"], tensors), tensors),
+    }
+    used = {key for plan in plans.values() for keys in plan.sources.values() for key in keys}
+    plans["unet"].unexpected = [
+        key for key in tensors if key not in used and not is_harmless(key) and not key.startswith(CONTROL)
+    ]
+    return plans
+
+
+def plan_control(config: ModelConfig, net: nn.Module, tensors: Mapping[str, TensorInfo]) -> Plan:
+    """Plan the loading of a ControlNet; reads nothing."""
+    wanted = _wanted(net)
+    plan = _plan(wanted, control_sources(config, wanted, tensors), tensors)
+    if is_difference(tensors):  # a difference of nothing may have been left out
+        plan.missing = [key for key in plan.missing if is_new(key)]
+        plan.sources = {ours: keys for ours, keys in plan.sources.items() if keys[0] in tensors}
+    used = {key for keys in plan.sources.values() for key in keys}
+    plan.unexpected = [
+        key
+        for key in tensors
+        if not (key in used or key in DIFFERENCE or is_harmless(key) or key.startswith((UNET, VAE, TEXT)))
+    ]
+    return plan
+
+
+def _wanted(module: nn.Module) -> dict[str, Tensor]:
+    return module.state_dict()
+
+
+def _plan(wanted: Mapping[str, Tensor], sources: Sources, tensors: Mapping[str, TensorInfo]) -> Plan:
+    plan = Plan(sources)
+    for ours, theirs in sources.items():
+        absent = [key for key in theirs if key not in tensors]
+        plan.missing += absent
+        if absent:
+            continue
+        infos = [tensors[key] for key in theirs]
+        shape = (sum(i.shape[0] for i in infos), *infos[0].shape[1:]) if len(infos) > 1 else infos[0].shape
+        if not _same_shape(shape, tuple(wanted[ours].shape)):
+            plan.misfits.append(f"{theirs[0]} is {shape}, should be {tuple(wanted[ours].shape)}")
+    return plan
+
+
+def _same_shape(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """Compare shapes; a Linear's (m, n) and a 1x1 convolution's (m, n, 1, 1) are the same weights."""
+    return a == b or {len(a), len(b)} == {2, 4} and (*a, 1, 1)[:4] == (*b, 1, 1)[:4]
+
+
+def _check(file: TensorFile, purpose: str, plans: object) -> None:
+    bad = [plan for plan in plans if not plan.fits]  # type: ignore[attr-defined]
+    if not bad:
+        return
+    lines = [f"{file.path}: not {purpose}."]
+    for title, name in (("Missing", "missing"), ("Unexpected", "unexpected"), ("Other shapes", "misfits")):
+        found = [entry for plan in bad for entry in getattr(plan, name)]
+        if found:
+            more = f" and {len(found) - SHOWN_KEYS} more" if len(found) > SHOWN_KEYS else ""
+            lines.append(f"{title}: {', '.join(found[:SHOWN_KEYS])}{more}.")
+    lines.append("Give another file.")
+    raise CheckpointMismatch("\n".join(lines))
+
+
+def _fill(
+    module: nn.Module,
+    plan: Plan,
+    file: TensorFile,
+    device: torch.device,
+    dtype: torch.dtype,
+    base: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Give a network on the meta device its weights, one tensor at a time, so that only one is held twice."""
+    state = {}
+    for ours, empty in module.state_dict().items():
+        target = dtype if empty.is_floating_point() else empty.dtype
+        if ours not in plan.sources and base is not None:
+            state[ours] = base[ours].to(device=device, dtype=target, copy=True)
+            continue
+        parts = [file.read(key) for key in plan.sources[ours]]
+        value = torch.cat(parts) if len(parts) > 1 else parts[0]
+        value = value.reshape(empty.shape)
+        if base is not None and ours in base:
+            value = value.float() + base[ours].to("cpu", torch.float32)
+        state[ours] = value.to(device=device, dtype=target, copy=True)
+        del parts, value
+    module.load_state_dict(state, strict=True, assign=True)
+    module.eval().requires_grad_(False)

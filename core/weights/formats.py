@@ -1,0 +1,200 @@
+"""Checkpoint files as tensors by name, read one by one: safetensors, and pickles without their code."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from core.errors import CheckpointMismatch
+
+WINDOW_BYTES = 64 * 2**20  # a mapping is renewed after so many: pages read stay resident until then
+HEADER_LIMIT = 100_000_000  # bytes; the longest header that the safetensors format allows
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """What is known of a tensor before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class TensorFile(ABC):
+    """The tensors of one checkpoint file. ``tensors`` tells names, shapes and dtypes; ``read`` gives one."""
+
+    path: Path
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+
+    def __init__(self, path: Path) -> None:
+        """Open ``path``."""
+        self.path = path
+        self._mapped = 0
+        self._open()
+
+    def read(self, key: str) -> Tensor:
+        """Return a tensor as stored, on the CPU: a view of the mapped file: copy it and let it go."""
+        self._mapped += self.tensors[key].nbytes
+        if self._mapped > WINDOW_BYTES:
+            self._mapped = 0
+            self._open()
+        return self._get(key)
+
+    @abstractmethod
+    def _open(self) -> None: ...
+
+    @abstractmethod
+    def _get(self, key: str) -> Tensor: ...
+
+
+class SafetensorsFile(TensorFile):
+    """A .safetensors file."""
+
+    def _open(self) -> None:
+        self._file: Any = None  # lets the old mapping go before the new one is made
+        self._file = safe_open(self.path, framework="pt", device="cpu")
+        if not hasattr(self, "tensors"):
+            slices = {key: self._file.get_slice(key) for key in self._file.keys()}  # noqa: SIM118
+            self.tensors = {
+                key: TensorInfo(tuple(s.get_shape()), DTYPES.get(s.get_dtype(), torch.uint8))
+                for key, s in slices.items()
+            }
+            self.metadata = self._file.metadata() or {}
+
+    def _get(self, key: str) -> Tensor:
+        return self._file.get_tensor(key)
+
+
+class Inert:
+    """Stands in for what trainers left in published pickles beside the weights; runs nothing of theirs."""
+
+    def __init__(self, *args: object) -> None:
+        """Take and forget any arguments."""
+
+    def __setstate__(self, state: object) -> None:
+        """Forget any state."""
+
+
+# Named in v1-5-pruned.ckpt and its like, under "callbacks"; weights_only would refuse the whole file for it.
+LEFTOVERS = (
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.dtype",
+)
+
+
+class PickleFile(TensorFile):
+    """A .ckpt, .pth, .pt or .bin file, loaded with ``weights_only``: no code of the file runs.
+
+    A ``state_dict`` wrapper, even a double one, is taken off. Files of the zip kind (torch 1.6 and later) are
+    mapped; older ones have to be held in memory.
+    """
+
+    metadata: Mapping[str, str] = {}
+
+    def _open(self) -> None:
+        self._tensors: dict[str, Tensor] = {}
+        with self.path.open("rb") as file:
+            zipped = file.read(4) == b"PK\x03\x04"
+        stand_ins: list[Any] = [(Inert, name) for name in LEFTOVERS]
+        with torch.serialization.safe_globals(stand_ins):
+            loaded = torch.load(self.path, map_location="cpu", weights_only=True, mmap=zipped)
+        self._tensors = unwrap(loaded)
+        self.tensors = {key: TensorInfo(tuple(t.shape), t.dtype) for key, t in self._tensors.items()}
+        if not zipped:
+            self._mapped = -(2**63)  # in memory as a whole: opening it again would free nothing
+
+    def _get(self, key: str) -> Tensor:
+        return self._tensors[key]
+
+
+def unwrap(loaded: object) -> dict[str, Tensor]:
+    """Return the tensors of a loaded pickle by name, out of any ``state_dict`` wrappers."""
+    while isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, Mapping):
+        return {}
+    return {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
+
+
+def open_tensors(path: Path) -> TensorFile:
+    """Open a checkpoint of any kind, told by its first bytes and not by its suffix.
+
+    Raises:
+        CheckpointMismatch: the file is missing, empty, cut off, no checkpoint, or a pickle with code.
+    """
+    if not path.is_file():
+        raise CheckpointMismatch(f"{path}: no such file. Give a .safetensors, .ckpt or .pth file.")
+    with path.open("rb") as file:
+        head = file.read(512)
+    problem = not_a_checkpoint(head)
+    if problem:
+        raise CheckpointMismatch(f"{path}: {problem}")
+    try:
+        return PickleFile(path) if head[:2] in (b"PK", b"\x80\x02") else SafetensorsFile(path)
+    except SafetensorError as error:
+        raise CheckpointMismatch(
+            f"{path}: a .safetensors file that is cut off or corrupt ({error}). Download it again."
+        ) from error
+    except pickle.UnpicklingError as error:
+        if "weights_only" not in str(error) and "nsupported" not in str(error):
+            raise CheckpointMismatch(f"{path}: a pickle that is corrupt. Download it again.") from error
+        raise CheckpointMismatch(
+            f"{path}: a pickle that would have to run code of its own to be loaded "
+            f"({_first_global(error)}), which is refused. Get the same weights as .safetensors, or convert "
+            "the file on a machine that you can spare."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointMismatch(f"{path}: cut off or corrupt ({reason}). Download it again.") from error
+
+
+def _first_global(error: Exception) -> str:
+    words = str(error).replace("\n", " ").split("GLOBAL ", 1)
+    return words[1].split(" ", 1)[0] if len(words) == 2 else "not plain tensors"
+
+
+def not_a_checkpoint(head: bytes) -> str | None:
+    """Say why a file that begins with ``head`` (512 bytes) cannot be a checkpoint; None if it may be one."""
+    text = head.lstrip().lower()
+    if not head:
+        return "the file is empty. Download it again."
+    if text.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer, not the weights. Run `git lfs pull`, or download the file itself."
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page, not weights: the download got an error or login page. Download the file itself."
+    if head[:2] in (b"PK", b"\x80\x02"):
+        return None
+    header = int.from_bytes(head[:8], "little")
+    if len(head) > 8 and head[8:9] == b"{" and 2 <= header <= HEADER_LIMIT:
+        return None
+    return "neither a .safetensors file nor a PyTorch checkpoint. Give one of those, or download it again."
