@@ -17,7 +17,7 @@ KeyValue = tuple[Tensor, Tensor]  # each (B, heads, tokens, head channels)
 
 
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """Return (B, dim) float32 sinusoids of the time steps ``t`` (B,): cosines first, then sines; ``dim`` is even."""
+    """Return (B, dim) float32 sinusoids of the time steps ``t`` (B,), cosines first; ``dim`` is even."""
     half = dim // 2
     freqs = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angles = t.float()[:, None] * freqs[None]
@@ -133,8 +133,10 @@ class BasicTransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """Transformer blocks over the pixels of a feature map, between two projections, plus a skip."""
 
-    def __init__(self, channels: int, heads: int, dim_head: int, depth: int, context_dim: int, linear: bool) -> None:
-        """Build for (B, channels, h, w); ``linear`` makes the projections Linear (SD 2.x), not 1x1 convolutions."""
+    def __init__(
+        self, channels: int, heads: int, dim_head: int, depth: int, context_dim: int, linear: bool
+    ) -> None:
+        """Build for (B, channels, h, w); ``linear`` (SD 2.x): projections not by convolution."""
         super().__init__()
         inner = heads * dim_head
         self.linear = linear

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from core.config import ControlNetConfig, UNetConfig
-from core.models.blocks import TimestepSequential, zero_module
+from core.models.blocks import zero_module
 from core.models.unet import ContextKV, UNet, UNetEncoder
 
 
-def hint_block(config: ControlNetConfig, out_channels: int) -> TimestepSequential:
+def hint_block(config: ControlNetConfig, out_channels: int) -> nn.Sequential:
     """Build the small stack that brings a hint (B, 3, H, W) down to (B, out_channels, H/8, W/8)."""
     widths = config.hint_widths
     layers: list[nn.Module] = [nn.Conv2d(config.hint_channels, widths[0], 3, padding=1), nn.SiLU()]
@@ -18,7 +18,7 @@ def hint_block(config: ControlNetConfig, out_channels: int) -> TimestepSequentia
         layers += [nn.Conv2d(narrow, narrow, 3, padding=1), nn.SiLU()]
         layers += [nn.Conv2d(narrow, wide, 3, padding=1, stride=2), nn.SiLU()]
     layers.append(zero_module(nn.Conv2d(widths[-1], out_channels, 3, padding=1)))
-    return TimestepSequential(*layers)
+    return nn.Sequential(*layers)
 
 
 class ControlNet(UNetEncoder):
@@ -32,8 +32,8 @@ class ControlNet(UNetEncoder):
         self.middle_block_out = self._zero_conv(self.skip_channels[-1])
 
     @staticmethod
-    def _zero_conv(channels: int) -> TimestepSequential:
-        return TimestepSequential(zero_module(nn.Conv2d(channels, channels, 1)))
+    def _zero_conv(channels: int) -> nn.Sequential:
+        return nn.Sequential(zero_module(nn.Conv2d(channels, channels, 1)))
 
     @classmethod
     def from_unet(cls, unet: UNet, control: ControlNetConfig) -> ControlNet:
@@ -46,11 +46,11 @@ class ControlNet(UNetEncoder):
 
     def embed_hint(self, hint: Tensor) -> Tensor:
         """Map ``hint`` (B, 3, H, W) in [0, 1] to (B, model_channels, H/8, W/8); the same at every step."""
-        for layer in self.input_hint_block:
-            hint = layer(hint)
-        return hint
+        return self.input_hint_block(hint)
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor | ContextKV, hint_embedding: Tensor) -> list[Tensor]:
+    def forward(
+        self, x: Tensor, t: Tensor, context: Tensor | ContextKV, hint_embedding: Tensor
+    ) -> list[Tensor]:
         """Return the residuals: one for each input block of the UNet and, last, one for its middle block.
 
         Args:
@@ -61,8 +61,8 @@ class ControlNet(UNetEncoder):
         """
         kvs = iter(context if isinstance(context, tuple) else self.project_context(context))
         *outputs, middle = self.encode(x, self.embed_time(t), kvs, hint=hint_embedding)
-        residuals = [conv[0](h) for conv, h in zip(self.zero_convs, outputs, strict=True)]
-        residuals.append(self.middle_block_out[0](middle))
+        residuals = [conv(h) for conv, h in zip(self.zero_convs, outputs, strict=True)]
+        residuals.append(self.middle_block_out(middle))
         return residuals
 
 

@@ -1,4 +1,4 @@
-"""Prompts to context: open_clip's text transformer and tokenizer, read the way Stable Diffusion reads them."""
+"""Prompts to context: open_clip's text transformer and tokenizer, read as Stable Diffusion reads them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ START_TOKEN, END_TOKEN = 49406, 49407
 
 
 class PublishedTokenizer(SimpleTokenizer):
-    """The byte-pair tokenizer as published with ViT-L/14: its special tokens are written ``<|endoftext|>``."""
+    """The tokenizer as published with ViT-L/14: its special tokens are written ``<|endoftext|>``."""
+
+    pat: regex.Pattern[str]
 
     def __init__(self) -> None:
         """Read open_clip's merges, with the published spelling of the special tokens."""
@@ -33,7 +35,7 @@ class PublishedTokenizer(SimpleTokenizer):
 
 @cache
 def tokenizer(layout: str) -> SimpleTokenizer:
-    """Return the tokenizer that the published text encoder of ``layout`` ("hf" or "open_clip") was used with."""
+    """Return the tokenizer that text encoders published in ``layout`` ("hf" or "open_clip") are used with."""
     return PublishedTokenizer() if layout == "hf" else SimpleTokenizer()
 
 

@@ -33,7 +33,8 @@ class UNetEncoder(nn.Module):
         ch = config.model_channels
         emb = ch * 4
         self.time_embed = nn.Sequential(nn.Linear(ch, emb), nn.SiLU(), nn.Linear(emb, emb))
-        self.input_blocks = nn.ModuleList([TimestepSequential(nn.Conv2d(config.in_channels, ch, 3, padding=1))])
+        first = nn.Conv2d(config.in_channels, ch, 3, padding=1)
+        self.input_blocks = nn.ModuleList([TimestepSequential(first)])
         self.skip_channels = [ch]
         self.factors = [1]  # how many times smaller than the input each block's output is
         ds = 1
@@ -47,7 +48,9 @@ class UNetEncoder(nn.Module):
             if level + 1 < len(config.channel_mult):
                 ds *= 2
                 self._append(TimestepSequential(Downsample(ch)), ch, ds)
-        self.middle_block = TimestepSequential(ResBlock(ch, ch, emb), self._transformer(ch), ResBlock(ch, ch, emb))
+        self.middle_block = TimestepSequential(
+            ResBlock(ch, ch, emb), self._transformer(ch), ResBlock(ch, ch, emb)
+        )
 
     def _append(self, block: TimestepSequential, channels: int, factor: int) -> None:
         self.input_blocks.append(block)
@@ -63,23 +66,25 @@ class UNetEncoder(nn.Module):
 
     @property
     def num_residuals(self) -> int:
-        """How many residuals a ControlNet of this shape gives: one for each input block and one for the middle."""
+        """How many residuals a ControlNet of this shape gives: one an input block, one for the middle."""
         return len(self.input_blocks) + 1
 
     def embed_time(self, t: Tensor) -> Tensor:
         """Return the (B, 4 * model_channels) embedding of the time steps ``t`` (B,)."""
-        weight = self.time_embed[0].weight
-        return self.time_embed(timestep_embedding(t, self.config.model_channels).to(weight.dtype))
+        dtype = next(self.time_embed.parameters()).dtype
+        return self.time_embed(timestep_embedding(t, self.config.model_channels).to(dtype))
 
     def project_context(self, context: Tensor) -> ContextKV:
-        """Compute the text's keys and values for every block from ``context`` (B, tokens, context_dim), once."""
+        """Compute every block's keys and values of the text ``context`` (B, tokens, context_dim), once."""
         return tuple(
             module.key_value(context)
             for name, module in self.named_modules()
             if isinstance(module, CrossAttention) and name.endswith("attn2")
         )
 
-    def encode(self, x: Tensor, emb: Tensor, kvs: Iterator[KeyValue], hint: Tensor | None = None) -> list[Tensor]:
+    def encode(
+        self, x: Tensor, emb: Tensor, kvs: Iterator[KeyValue], hint: Tensor | None = None
+    ) -> list[Tensor]:
         """Return the output of every input block and, last, of the middle block.
 
         ``hint`` (B, model_channels, h, w), where given, is added once, after the first input block.
@@ -132,15 +137,15 @@ class UNet(UNetEncoder):
             x: (B, in_channels, h, w) noisy latents; h and w divisible by the encoder's largest factor.
             t: (B,) time steps.
             context: (B, tokens, context_dim), or what ``project_context`` made of it.
-            residuals: one for each input block's skip, last the middle block's; each (B, c, h', w') or None for
-                nothing, which is how control on the middle block alone is asked for.
+            residuals: one for each input block's skip, last the middle block's; each (B, c, h', w') or None
+                for nothing, which is how control on the middle block alone is asked for.
         """
         emb = self.embed_time(t)
         kvs = iter(context if isinstance(context, tuple) else self.project_context(context))
         *skips, h = self.encode(x, emb, kvs)
         if residuals is not None:
             if len(residuals) != self.num_residuals:
-                raise ValueError(f"got {len(residuals)} control residuals: this UNet takes {self.num_residuals}.")
+                raise ValueError(f"{len(residuals)} residuals given: this UNet takes {self.num_residuals}.")
             *extra, middle = residuals
             skips = [s if r is None else s + r for s, r in zip(skips, extra, strict=True)]
             h = h if middle is None else h + middle

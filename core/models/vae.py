@@ -22,14 +22,14 @@ class ResnetBlock(nn.Module):
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.norm2 = nn.GroupNorm(groups, out_channels, eps=EPS)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        if channels != out_channels:
-            self.nin_shortcut = nn.Conv2d(channels, out_channels, 1)
+        same = channels == out_channels
+        self.nin_shortcut = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` (B, C, h, w)."""
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
-        return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
+        return self.nin_shortcut(x) + h
 
 
 class AttnBlock(nn.Module):
@@ -78,25 +78,36 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-def _level(blocks: list[nn.Module], **resample: nn.Module) -> nn.Module:
-    level = nn.Module()
-    level.block = nn.ModuleList(blocks)
-    level.attn = nn.ModuleList()
-    for name, module in resample.items():
-        setattr(level, name, module)
-    return level
+class Level(nn.Module):
+    """The blocks at one resolution and, where another follows, the change to it."""
+
+    def __init__(
+        self, blocks: list[nn.Module], downsample: nn.Module | None = None, upsample: nn.Module | None = None
+    ) -> None:
+        """Take the layers."""
+        super().__init__()
+        self.block = nn.Sequential(*blocks)
+        self.downsample = downsample or nn.Identity()
+        self.upsample = upsample or nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x`` (B, C, h, w)."""
+        return self.upsample(self.downsample(self.block(x)))
 
 
-def _mid(channels: int, groups: int) -> nn.Module:
-    mid = nn.Module()
-    mid.block_1 = ResnetBlock(channels, channels, groups)
-    mid.attn_1 = AttnBlock(channels, groups)
-    mid.block_2 = ResnetBlock(channels, channels, groups)
-    return mid
+class Middle(nn.Module):
+    """Two residual blocks around attention, at the smallest resolution."""
 
+    def __init__(self, channels: int, groups: int) -> None:
+        """Build for (B, channels, h, w)."""
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels, groups)
+        self.attn_1 = AttnBlock(channels, groups)
+        self.block_2 = ResnetBlock(channels, channels, groups)
 
-def _run_mid(mid: nn.Module, h: Tensor) -> Tensor:
-    return mid.block_2(mid.attn_1(mid.block_1(h)))
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x`` (B, C, h, w)."""
+        return self.block_2(self.attn_1(self.block_1(x)))
 
 
 class Encoder(nn.Module):
@@ -114,8 +125,8 @@ class Encoder(nn.Module):
                 blocks.append(ResnetBlock(ch, mult * config.ch, groups))
                 ch = mult * config.ch
             last = level + 1 == len(config.ch_mult)
-            self.down.append(_level(blocks) if last else _level(blocks, downsample=Downsample(ch)))
-        self.mid = _mid(ch, groups)
+            self.down.append(Level(blocks, downsample=None if last else Downsample(ch)))
+        self.mid = Middle(ch, groups)
         self.norm_out = nn.GroupNorm(groups, ch, eps=EPS)
         self.conv_out = nn.Conv2d(ch, 2 * config.z_channels, 3, padding=1)
 
@@ -123,11 +134,8 @@ class Encoder(nn.Module):
         """Map (B, 3, H, W) in [-1, 1] to (B, 2 * z_channels, H/8, W/8)."""
         h = self.conv_in(x)
         for level in self.down:
-            for block in level.block:  # type: ignore[union-attr]
-                h = block(h)
-            if hasattr(level, "downsample"):
-                h = level.downsample(h)
-        return self.conv_out(F.silu(self.norm_out(_run_mid(self.mid, h))))
+            h = level(h)
+        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
 
 
 class Decoder(nn.Module):
@@ -138,31 +146,28 @@ class Decoder(nn.Module):
         super().__init__()
         groups, ch = config.norm_groups, config.ch * config.ch_mult[-1]
         self.conv_in = nn.Conv2d(config.z_channels, ch, 3, padding=1)
-        self.mid = _mid(ch, groups)
+        self.mid = Middle(ch, groups)
         levels = []
         for level, mult in reversed(list(enumerate(config.ch_mult))):
             blocks: list[nn.Module] = []
             for _ in range(config.num_res_blocks + 1):
                 blocks.append(ResnetBlock(ch, mult * config.ch, groups))
                 ch = mult * config.ch
-            levels.append(_level(blocks, upsample=Upsample(ch)) if level else _level(blocks))
+            levels.append(Level(blocks, upsample=Upsample(ch) if level else None))
         self.up = nn.ModuleList(reversed(levels))  # published order: index 0 is the full resolution
         self.norm_out = nn.GroupNorm(groups, ch, eps=EPS)
         self.conv_out = nn.Conv2d(ch, config.out_ch, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         """Map (B, z_channels, h, w) to (B, 3, 8h, 8w), about [-1, 1]."""
-        h = _run_mid(self.mid, self.conv_in(z))
+        h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
-            for block in level.block:  # type: ignore[union-attr]
-                h = block(h)
-            if hasattr(level, "upsample"):
-                h = level.upsample(h)
+            h = level(h)
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
 class AutoencoderKL(nn.Module):
-    """Encoder and decoder around a Gaussian latent. Owns the scale factor: latents outside are scaled ones."""
+    """Encoder and decoder around a Gaussian latent. Owns the scale factor: callers see scaled latents."""
 
     def __init__(self, config: VAEConfig) -> None:
         """Build from ``config``."""
@@ -179,7 +184,7 @@ class AutoencoderKL(nn.Module):
         return 2 ** (len(self.config.ch_mult) - 1)
 
     def moments(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log-variance, unscaled, each (B, embed_dim, H/8, W/8), of ``image`` (B, 3, H, W)."""
+        """Return mean and log-variance of ``image`` (B, 3, H, W), unscaled, each (B, embed_dim, H/8, W/8)."""
         mean, logvar = self.quant_conv(self.encoder(image)).chunk(2, dim=1)
         return mean, logvar.clamp(-30.0, 20.0)
 
