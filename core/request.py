@@ -21,10 +21,15 @@ SIZE_MULTIPLE = 64
 
 
 def check_number(name: str, value: float, low: float, high: float, *, integer: bool = False) -> None:
-    """Raise ``ValueError`` naming the field, the value and what is allowed, unless ``low <= value <= high``."""
+    """Raise ``ValueError`` naming field, value and what is allowed, unless ``low <= value <= high``."""
     kind = "a whole number" if integer else "a number"
     wrong_type = isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating))
-    if wrong_type or not math.isfinite(value) or (integer and value != int(value)) or not low <= value <= high:
+    if (
+        wrong_type
+        or not math.isfinite(value)
+        or (integer and value != int(value))
+        or not low <= value <= high
+    ):
         raise ValueError(f"{name} is {value!r}: give {kind} from {low:g} to {high:g}.")
 
 
@@ -45,7 +50,8 @@ class ControlUnit:
     """One control: a hint for one ControlNet, and how much and when it counts.
 
     ``hint`` is (H, W, 3) uint8 RGB, exactly what that ControlNet was trained on; H and W are multiples of 64.
-    ``strength`` in [0, 2] scales the control residuals. ``start`` and ``end`` are shares of the steps in [0, 1].
+    ``strength`` in [0, 2] scales the control residuals. ``start`` and ``end`` are shares of the steps in [0,
+    1].
 
     Raises:
         ValueError: names the field, its value and what is allowed.
@@ -136,7 +142,9 @@ class Request:
             raise ValueError("size is None and there is no control: give size=(height, width).")
         if len(set(sizes)) > 1:
             listed = ", ".join(f"{w}x{h}" for h, w in sizes)
-            raise ValueError(f"sizes differ ({listed}): give every hint, and size, the same height and width.")
+            raise ValueError(
+                f"sizes differ ({listed}): give every hint, and size, the same height and width."
+            )
 
     @property
     def height_width(self) -> tuple[int, int]:
@@ -146,7 +154,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Progress:
-    """One finished step: ``step`` of ``total``, from 1; ``preview`` (h, w, 3) uint8 RGB, a rough small picture."""
+    """One finished step: ``step`` of ``total``, from 1.
+
+    ``preview`` is (h, w, 3) uint8 RGB, a rough small picture of the first image, or None where none is new.
+    ``seconds_per_step`` is the mean so far, without the time that the consumer took.
+    """
 
     step: int
     total: int

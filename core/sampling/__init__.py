@@ -1,1 +1,1 @@
-"""Noise schedule, samplers and guidance."""
+"""From noise to latents: the noise schedule, the samplers and classifier-free guidance."""

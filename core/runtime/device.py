@@ -1,0 +1,75 @@
+"""Choose the device and the number format to compute in."""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+
+DEVICES = ("auto", "cpu", "cuda", "cuda:N", "mps")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device called ``name``; "auto" takes the first there is of cuda, mps and cpu.
+
+    Raises:
+        ValueError: there is no such device, or not on this machine; names the choices.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in {"cpu", "cuda", "mps"} or (index and not (kind == "cuda" and index.isdigit())):
+        raise ValueError(f"device is {name!r}: give one of {', '.join(DEVICES)}.")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device is {name!r}, but torch sees {torch.cuda.device_count()} CUDA devices here: give 'auto' or "
+            "'cpu', or install a torch built for CUDA and the driver of your GPU."
+        )
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device is 'mps', but this machine has no Metal device: give 'auto' or 'cpu'.")
+    return torch.device(name)
+
+
+def cpu_has_bfloat16() -> bool:
+    """Say whether this CPU multiplies in bfloat16 itself; where it only emulates that, float32 is faster."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    if any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16", "arm_bf16", "bf16")):
+        return True
+    return platform.system() == "Linux" and bool(_cpu_flags() & {"amx_bf16", "avx512_bf16", "bf16"})
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            found = (line for line in lines if line.lower().startswith(("flags", "features")))
+            return set(next(found, "").partition(":")[2].split())
+    except OSError:  # a sandbox may hide it: then nothing is known, and float32 is right everywhere
+        return set()
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the number format called ``name``; "auto" takes the fastest that ``device`` has natively.
+
+    That is float16 on a GPU, bfloat16 on a CPU with AVX512-BF16, AMX or Arm's BF16, and float32 on any other CPU.
+
+    Raises:
+        ValueError: there is no such format; names the choices.
+    """
+    if name == "auto":
+        if device.type != "cpu":
+            return torch.float16
+        return torch.bfloat16 if cpu_has_bfloat16() else torch.float32
+    if name not in DTYPES:
+        raise ValueError(f"dtype is {name!r}: give one of auto, {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def vae_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the format for the autoencoder beside networks in ``dtype``.
+
+    Its activations leave float16's range for some pictures, which come out black; bfloat16 has float32's range.
+    """
+    return torch.float32 if dtype == torch.float16 else dtype

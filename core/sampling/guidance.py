@@ -1,0 +1,147 @@
+"""The guided denoiser: ControlNets, the UNet and classifier-free guidance behind one call that gives eps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from core.errors import NumericalError
+from core.models.controlnet import ControlNet, add_residuals
+from core.models.unet import ContextKV, UNet, UNetEncoder
+from core.request import ControlUnit
+from core.sampling.schedule import Schedule
+
+GUESS_DECAY = 0.825  # from each residual to the one before it, in guess mode
+# A share such as 0.3 and a step's share such as 3 / 10 may differ in the last bit.
+SHARE_TOLERANCE = 1e-6
+
+
+def residual_scales(strength: float, count: int, guess_mode: bool) -> list[float]:
+    """Return the factor of each of ``count`` residuals; in guess mode the shallow ones count less."""
+    decay = GUESS_DECAY if guess_mode else 1.0
+    return [strength * decay ** (count - 1 - i) for i in range(count)]
+
+
+def is_active(start: float, end: float, step_index: int, steps: int) -> bool:
+    """Say whether a control from ``start`` to ``end``, shares of the steps, acts in a step (from 0)."""
+    share = step_index / steps
+    return start - SHARE_TOLERANCE <= share < end - SHARE_TOLERANCE
+
+
+def text_rows(net: UNetEncoder, context: Tensor, batch: int) -> ContextKV:
+    """Project ``context`` (1 or 2 rows, tokens, d) once and repeat each row for ``batch`` pictures.
+
+    One row is repeated without copying. With two (conditional, unconditional) each picture's keys and values
+    are copied, about 4 MB a row for SD 1.5 at 16 bits.
+    """
+    pairs = net.project_context(context)
+    if batch == 1:
+        return pairs
+    if len(context) == 1:
+        return tuple((k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1)) for k, v in pairs)
+    return tuple((k.repeat_interleave(batch, 0), v.repeat_interleave(batch, 0)) for k, v in pairs)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ActiveControl:
+    """One ControlNet of a request, with all that does not change over the steps.
+
+    ``hint_embedding`` (1, model_channels, h, w); ``kv`` has as many rows as this network is given: in guess
+    mode the conditional ones only.
+    """
+
+    net: ControlNet
+    hint_embedding: Tensor
+    kv: ContextKV
+    strength: float
+    start: float
+    end: float
+
+
+def prepare_control(
+    net: ControlNet, unit: ControlUnit, hint: Tensor, context: Tensor, batch: int
+) -> ActiveControl:
+    """Compute once what ``unit`` needs at every step.
+
+    ``hint`` is (1, 3, H, W) in [0, 1]; ``context`` has the rows that this ControlNet shall see: conditional
+    first and, outside guess mode and where guidance asks for it, unconditional second.
+    """
+    weight = next(net.parameters())
+    picture = hint.to(device=weight.device, dtype=weight.dtype, memory_format=torch.channels_last)
+    return ActiveControl(
+        net, net.embed_hint(picture), text_rows(net, context, batch), unit.strength, unit.start, unit.end
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GuidedDenoiser:
+    """A ``Denoiser`` for one request: (x_t, t, step index) -> eps, all float32.
+
+    The conditional rows come first in the batch, the unconditional ones second; at ``cfg_scale`` 1 there are
+    none. ``context_kv`` are the UNet's keys and values for exactly these rows.
+    """
+
+    unet: UNet
+    schedule: Schedule
+    context_kv: ContextKV
+    controls: Sequence[ActiveControl]
+    cfg_scale: float
+    guess_mode: bool
+    steps: int
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is an unconditional half."""
+        return self.cfg_scale != 1.0
+
+    def __call__(self, x_t: Tensor, t: float, step_index: int) -> Tensor:
+        """Predict the noise in ``x_t`` (B, C, h, w) at time step ``t``, which may be a fraction."""
+        x = x_t.to(dtype=next(self.unet.parameters()).dtype, memory_format=torch.channels_last)
+        if self.guided:
+            x = torch.cat([x, x])  # (2B, C, h, w)
+        time = torch.full((len(x),), float(t), device=x.device)
+        out = self.unet(x, time, self.context_kv, self._residuals(x, time, len(x_t), step_index)).float()
+        if self.guided:
+            conditional, unconditional = out.chunk(2)
+            out = unconditional + self.cfg_scale * (conditional - unconditional)
+        # Linear in the prediction, so that it may come after guidance.
+        return self.schedule.eps_from_v(out, x_t, t) if self.schedule.parameterization == "v" else out
+
+    def _residuals(self, x: Tensor, time: Tensor, batch: int, step_index: int) -> list[Tensor] | None:
+        """Add up the scaled residuals of the controls that act in this step; None where there is none."""
+        rows = batch if self.guess_mode else len(x)
+        total: list[Tensor] | None = None
+        for control in self.controls:
+            if not is_active(control.start, control.end, step_index, self.steps):
+                continue
+            residuals = control.net(x[:rows], time[:rows], control.kv, control.hint_embedding)
+            scales = residual_scales(control.strength, len(residuals), self.guess_mode)
+            scaled = [r if s == 1.0 else r * s for r, s in zip(residuals, scales, strict=True)]
+            total = add_residuals(total, scaled)
+        if total is None or rows == len(x):
+            return total
+        # Zeros for the unconditional rows.
+        return [F.pad(r, (0, 0, 0, 0, 0, 0, 0, len(x) - rows)) for r in total]
+
+
+def check_finite(latents: Tensor, step: int, steps: int, dtype: torch.dtype) -> None:
+    """Raise where the latents of a finished step hold NaN or infinity.
+
+    Raises:
+        NumericalError: names the step and what to do.
+    """
+    if bool(torch.isfinite(latents).all()):
+        return
+    name = str(dtype).removeprefix("torch.")
+    remedy = (
+        "use --dtype float32"
+        if dtype != torch.float32
+        else "the weights may be damaged: run python -m core.weights verify"
+    )
+    raise NumericalError(
+        f"The latents are no longer finite after step {step} of {steps} (computed in {name}): {remedy}."
+    )
