@@ -1,0 +1,265 @@
+"""The request inside the picture: written into a PNG's text chunks, and read back from them.
+
+Two chunks are written. ``parameters`` is the text that many programs of this kind read and show.
+``controlnet-suite`` is JSON that reads back into the same Request, hints included. Whatever is read is a
+stranger's: it is measured and checked before use.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from core.images import open_image, to_rgb
+from core.infotext import format_parameters, parse_parameters
+from core.request import MAX_SAMPLES, MAX_SEED, MAX_SIDE, SIZE_MULTIPLE, ControlUnit, Request, check_number
+
+Setting = str | int | float | bool | None
+CHUNK = "controlnet-suite"
+VERSION = 1
+MAX_CHUNK_CHARS = 32 * 2**20
+MAX_TEXT_CHARS = 2**20
+MAX_HINT_BYTES = 6 * 2**20  # of the hint's PNG; a larger hint is only named by its digest
+_SCALARS = (
+    *("prompt", "negative_prompt", "num_samples", "steps", "sampler"),
+    *("cfg_scale", "eta", "seed", "guess_mode"),
+)
+_REMEDY = "give a PNG that was saved here, or one that carries a 'parameters' text."
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredControl:
+    """A control as a picture tells it. ``hint`` is None where only its ``sha256`` was kept."""
+
+    control: str
+    strength: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    hint: NDArray[np.uint8] | None = None
+    sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredRequest:
+    """What a picture tells of the request that made it; None where it says nothing.
+
+    ``seed`` is the request's, ``picture_seed`` the one of this picture of the batch. ``settings`` are the
+    page's own values by name, such as a detector's thresholds. ``notes`` say what could not be taken over.
+    """
+
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    num_samples: int | None = None
+    steps: int | None = None
+    sampler: str | None = None
+    cfg_scale: float | None = None
+    eta: float | None = None
+    seed: int | None = None
+    guess_mode: bool | None = None
+    size: tuple[int, int] | None = None
+    controls: tuple[StoredControl, ...] = ()
+    model: str | None = None
+    picture_seed: int | None = None
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def to_request(self) -> Request:
+        """Return the Request; what the picture does not say takes its default.
+
+        Raises:
+            ValueError: a control's hint is not in the picture, or a value is out of range.
+        """
+        units = []
+        for stored in self.controls:
+            if stored.hint is None:
+                raise ValueError(
+                    f"The picture does not hold the {stored.control} hint: make it again from the photo."
+                )
+            units.append(ControlUnit(stored.control, stored.hint, stored.strength, stored.start, stored.end))
+        given = {name: getattr(self, name) for name in _SCALARS if getattr(self, name) is not None}
+        return Request(**{"prompt": "", **given}, controls=tuple(units), size=self.size)
+
+
+def save_png(
+    image: NDArray[np.uint8],
+    target: str | os.PathLike[str] | BinaryIO,
+    request: Request,
+    *,
+    seed: int,
+    model: str,
+    modules: Sequence[str] = (),
+    settings: Mapping[str, Setting] | None = None,
+) -> None:
+    """Save a picture (H, W, 3) uint8 RGB without loss, with the request in it; see ``png_info``."""
+    info = png_info(request, seed=seed, model=model, modules=modules, settings=settings)
+    Image.fromarray(image).save(target, format="PNG", pnginfo=info)
+
+
+def png_info(
+    request: Request,
+    *,
+    seed: int,
+    model: str,
+    modules: Sequence[str] = (),
+    settings: Mapping[str, Setting] | None = None,
+) -> PngInfo:
+    """Return the text chunks for one picture of a request.
+
+    ``seed`` is this picture's own; ``model`` the base model's name; ``modules`` name the detector of each
+    control; ``settings`` are the page's own values, to come back with ``read_request``.
+    """
+    document = {
+        "version": VERSION,
+        "model": model,
+        "picture_seed": int(seed),
+        "request": _request_document(request),
+        "settings": {name: _plain(value) for name, value in (settings or {}).items()},
+    }
+    info = PngInfo()
+    text = format_parameters(request, seed=seed, model=model, modules=modules)
+    info.add_text("parameters", text.encode("utf-8", "replace").decode().replace("\0", ""))
+    # ASCII, so that it becomes an uncompressed chunk, which readers do not limit to 1 MB.
+    info.add_text(CHUNK, json.dumps(document, ensure_ascii=True))
+    return info
+
+
+def read_request(source: Image.Image | str | os.PathLike[str] | BinaryIO) -> StoredRequest:
+    """Read what a picture, given as a Pillow image or a PNG file, tells of its request.
+
+    Raises:
+        ValueError: it tells nothing, or nonsense; says what to do.
+    """
+    image = source if isinstance(source, Image.Image) else open_image(source)
+    document, text = image.info.get(CHUNK), image.info.get("parameters")
+    if isinstance(document, str):
+        return _read_document(document)
+    if isinstance(text, str) and text.strip():
+        return read_parameters(text)
+    raise ValueError(f"The picture carries no settings: {_REMEDY}")
+
+
+def read_parameters(text: str) -> StoredRequest:
+    """Read the 'parameters' text of this or another program, as far as its words are known.
+
+    Raises:
+        ValueError: it is too long, or holds no settings at all; says what to do.
+    """
+    if len(text) > MAX_TEXT_CHARS:
+        raise ValueError(f"The settings text has {len(text):,} characters: {_REMEDY}")
+    found = parse_parameters(text)
+    controls = tuple(StoredControl(c.control, c.strength, c.start, c.end) for c in found.controls)
+    return StoredRequest(
+        **found.values, controls=controls, size=found.size, model=found.model, notes=tuple(found.notes)
+    )
+
+
+def _plain(value: Any) -> Setting:
+    """Return NumPy's numbers as Python's, which JSON knows."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    raise ValueError(f"A setting is a {type(value).__name__}: give a text, a number, true, false or None.")
+
+
+def _request_document(request: Request) -> dict[str, Any]:
+    document: dict[str, Any] = {name: _plain(getattr(request, name)) for name in _SCALARS}
+    document["size"] = None if request.size is None else [int(side) for side in request.size]
+    document["controls"] = [
+        {
+            "control": unit.control,
+            "strength": float(unit.strength),
+            "start": float(unit.start),
+            "end": float(unit.end),
+            **_hint_document(unit.hint),
+        }
+        for unit in request.controls
+    ]
+    return document
+
+
+def _hint_document(hint: NDArray[np.uint8]) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    Image.fromarray(hint).save(buffer, format="PNG", optimize=True)
+    packed = base64.b64encode(buffer.getvalue()).decode("ascii") if buffer.tell() <= MAX_HINT_BYTES else None
+    return {"sha256": _digest(hint), "size": list(hint.shape[:2]), "png": packed}
+
+
+def _digest(hint: NDArray[np.uint8]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(hint).tobytes()).hexdigest()
+
+
+def _read_document(document: str) -> StoredRequest:
+    if len(document) > MAX_CHUNK_CHARS:
+        raise ValueError(f"The picture's settings have {len(document):,} characters: {_REMEDY}")
+    try:
+        whole = json.loads(document, parse_constant=_refuse_constant)
+        if isinstance(whole.get("version"), int) and whole["version"] > VERSION:
+            raise ValueError(f"they have version {whole['version']}, and this program knows {VERSION}")
+        return _checked(_stored(whole))
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"The picture's settings are damaged ({error!r}): {_REMEDY}") from error
+    except ValueError as error:  # includes JSON's own errors
+        raise ValueError(f"The picture's settings cannot be used ({error}): {_REMEDY}") from error
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
+
+
+def _stored(whole: dict[str, Any]) -> StoredRequest:
+    request, settings = whole["request"], whole.get("settings", {})
+    size = request["size"]
+    return StoredRequest(
+        **{name: request[name] for name in _SCALARS},
+        size=None if size is None else (size[0], size[1]),
+        controls=tuple(_stored_control(unit) for unit in request["controls"]),
+        model=str(whole["model"]),
+        picture_seed=whole["picture_seed"],
+        settings={str(name): _plain(value) for name, value in settings.items()},
+    )
+
+
+def _stored_control(unit: dict[str, Any]) -> StoredControl:
+    hint = None if unit["png"] is None else _read_hint(unit["png"], unit["size"], unit["sha256"])
+    strength, start, end = unit["strength"], unit["start"], unit["end"]
+    return StoredControl(unit["control"], strength, start, end, hint, str(unit["sha256"]))
+
+
+def _read_hint(packed: str, size: Sequence[int], digest: str) -> NDArray[np.uint8]:
+    try:
+        data = base64.b64decode(packed, validate=True)
+    except binascii.Error as error:
+        raise ValueError("a hint is damaged") from error
+    image = open_image(io.BytesIO(data))
+    height, width = size
+    if (image.height, image.width) != (height, width) or max(height, width) > MAX_SIDE:
+        raise ValueError(f"a hint is {image.width}x{image.height} px")
+    hint = to_rgb(image)
+    if _digest(hint) != digest:
+        raise ValueError("a hint is not the one that made the picture")
+    return hint
+
+
+def _checked(stored: StoredRequest) -> StoredRequest:
+    """Return ``stored`` after letting Request and ControlUnit check every value, with blanks for hints."""
+    check_number("picture_seed", stored.picture_seed or 0, 0, MAX_SEED + MAX_SAMPLES, integer=True)
+    blank = np.zeros((SIZE_MULTIPLE, SIZE_MULTIPLE, 3), np.uint8)
+    for unit in stored.controls:
+        hint = blank if unit.hint is None else unit.hint
+        ControlUnit(unit.control, hint, unit.strength, unit.start, unit.end)
+    values = {name: getattr(stored, name) for name in _SCALARS}
+    Request(**values, size=stored.size or blank.shape[:2])
+    return stored
