@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from core.config import ModelConfig
+from core.config import ModelConfig, config_names
 from core.errors import CheckpointMismatch
 from core.models.controlnet import ControlNet
 from core.models.text_encoder import TextEncoder
@@ -31,9 +31,11 @@ from core.weights.convert import (
     text_sources,
 )
 from core.weights.formats import TensorFile, TensorInfo, open_tensors
+from core.weights.recognise import CheckpointInfo, recognise
 
 log = logging.getLogger(__name__)
 
+FAMILY_CONFIGS = {"sd1": "sd15", "sd2": "sd21"}
 SHOWN_KEYS = 4  # how many keys of a kind a message lists
 
 
@@ -60,6 +62,16 @@ class Plan:
         """Whether the file holds exactly the network."""
         return not (self.missing or self.unexpected or self.misfits)
 
+    @staticmethod
+    def joined(plans: Sequence[Plan]) -> Plan:
+        """Put several plans for one file together, to report on."""
+        total = Plan({})
+        for plan in plans:
+            total.missing += plan.missing
+            total.unexpected += plan.unexpected
+            total.misfits += plan.misfits
+        return total
+
 
 def load_base(config: ModelConfig, path: Path, *, device: torch.device, dtype: torch.dtype) -> BaseNetworks:
     """Load UNet, autoencoder and text encoder from a full or plain single-file checkpoint.
@@ -73,10 +85,9 @@ def load_base(config: ModelConfig, path: Path, *, device: torch.device, dtype: t
     with torch.device("meta"):
         networks = BaseNetworks(UNet(config.unet), AutoencoderKL(config.vae), TextEncoder(config.text))
     plans = plan_base(config, networks, file.tensors)
-    _check(file, f"a base model for '{config.name}' ({config.title})", plans.values())
-    _fill(networks.unet, plans["unet"], file, device, dtype)
-    _fill(networks.vae, plans["vae"], file, device, dtype)
-    _fill(networks.text, plans["text"], file, device, dtype)
+    _check(file, config, "a base model", [config.weights], Plan.joined(list(plans.values())))
+    for name, plan in plans.items():
+        _fill(getattr(networks, name), plan, file, device, dtype)
     return networks
 
 
@@ -94,16 +105,23 @@ def load_control(
     with torch.device("meta"):
         net = ControlNet(config.unet, config.control)
     plan = plan_control(config, net, file.tensors)
-    _check(file, f"a ControlNet for '{config.name}' ({config.title})", [plan])
+    _check(file, config, "a ControlNet", list(config.controls.values()), plan)
     base = None
     if is_difference(file.tensors):
         if unet is None:
-            raise CheckpointMismatch(
-                f"{path}: holds only the difference to a base model. Give the base model's UNet too."
-            )
+            raise ValueError("unet is None: a difference file adds to the base model's UNet; give that.")
         base = unet.state_dict()
     _fill(net, plan, file, device, dtype, base)
     return net
+
+
+def inspect_checkpoint(path: Path) -> CheckpointInfo:
+    """Tell what a file holds, from its header alone.
+
+    Raises:
+        CheckpointMismatch: the file is missing, empty, cut off, no checkpoint, or a pickle with code.
+    """
+    return recognise(open_tensors(path))
 
 
 def plan_base(
@@ -154,6 +172,8 @@ def _plan(wanted: Mapping[str, Tensor], sources: Sources, tensors: Mapping[str, 
         shape = (sum(i.shape[0] for i in infos), *infos[0].shape[1:]) if len(infos) > 1 else infos[0].shape
         if not _same_shape(shape, tuple(wanted[ours].shape)):
             plan.misfits.append(f"{theirs[0]} is {shape}, should be {tuple(wanted[ours].shape)}")
+        elif wanted[ours].is_floating_point() != infos[0].dtype.is_floating_point:
+            plan.misfits.append(f"{theirs[0]} holds {infos[0].dtype}, should be {wanted[ours].dtype}")
     return plan
 
 
@@ -162,17 +182,27 @@ def _same_shape(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
     return a == b or {len(a), len(b)} == {2, 4} and (*a, 1, 1)[:4] == (*b, 1, 1)[:4]
 
 
-def _check(file: TensorFile, purpose: str, plans: object) -> None:
-    bad = [plan for plan in plans if not plan.fits]  # type: ignore[attr-defined]
-    if not bad:
+def _check(file: TensorFile, config: ModelConfig, purpose: str, names: Sequence[str], plan: Plan) -> None:
+    """Raise ``CheckpointMismatch`` unless the plan fits; ``names`` in the registry would fit."""
+    if plan.fits:
         return
-    lines = [f"{file.path}: not {purpose}."]
-    for title, name in (("Missing", "missing"), ("Unexpected", "unexpected"), ("Other shapes", "misfits")):
-        found = [entry for plan in bad for entry in getattr(plan, name)]
+    info = recognise(file)
+    lines = [f"{file.path} seems to be {info.title}; needed is {purpose} for {config.title} ({config.name})."]
+    for title, found in (
+        ("Missing", plan.missing),
+        ("Unexpected", plan.unexpected),
+        ("Other shapes", plan.misfits),
+    ):
         if found:
-            more = f" and {len(found) - SHOWN_KEYS} more" if len(found) > SHOWN_KEYS else ""
+            more = f" and {len(found) - SHOWN_KEYS:,} more" if len(found) > SHOWN_KEYS else ""
             lines.append(f"{title}: {', '.join(found[:SHOWN_KEYS])}{more}.")
-    lines.append("Give another file.")
+    other = FAMILY_CONFIGS.get(info.family or "", info.family)
+    if other and other != config.name and other in config_names():
+        lines.append(f"It may fit the model {other}.")
+    if names:
+        lines.append(f"Get one that fits: python -m core.weights get {names[0]}")
+    else:
+        lines.append("Give another file.")
     raise CheckpointMismatch("\n".join(lines))
 
 

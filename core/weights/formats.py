@@ -52,7 +52,8 @@ class TensorFile(ABC):
 
     path: Path
     tensors: Mapping[str, TensorInfo]
-    metadata: Mapping[str, str]
+    metadata: Mapping[str, str] = {}
+    other_keys: tuple[str, ...] = ()  # what stands beside the tensors in a pickle
 
     def __init__(self, path: Path) -> None:
         """Open ``path``."""
@@ -119,8 +120,6 @@ class PickleFile(TensorFile):
     mapped; older ones have to be held in memory.
     """
 
-    metadata: Mapping[str, str] = {}
-
     def _open(self) -> None:
         self._tensors: dict[str, Tensor] = {}
         with self.path.open("rb") as file:
@@ -128,7 +127,9 @@ class PickleFile(TensorFile):
         stand_ins: list[Any] = [(Inert, name) for name in LEFTOVERS]
         with torch.serialization.safe_globals(stand_ins):
             loaded = torch.load(self.path, map_location="cpu", weights_only=True, mmap=zipped)
-        self._tensors = unwrap(loaded)
+        entries = unwrap(loaded)
+        self._tensors = {key: value for key, value in entries.items() if isinstance(value, Tensor)}
+        self.other_keys = tuple(key for key in entries if key not in self._tensors)
         self.tensors = {key: TensorInfo(tuple(t.shape), t.dtype) for key, t in self._tensors.items()}
         if not zipped:
             self._mapped = -(2**63)  # in memory as a whole: opening it again would free nothing
@@ -137,13 +138,11 @@ class PickleFile(TensorFile):
         return self._tensors[key]
 
 
-def unwrap(loaded: object) -> dict[str, Tensor]:
-    """Return the tensors of a loaded pickle by name, out of any ``state_dict`` wrappers."""
+def unwrap(loaded: object) -> dict[str, object]:
+    """Return what a loaded pickle holds by name, out of any ``state_dict`` wrappers."""
     while isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]
-    if not isinstance(loaded, Mapping):
-        return {}
-    return {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
+    return {str(key): value for key, value in loaded.items()} if isinstance(loaded, Mapping) else {}
 
 
 def open_tensors(path: Path) -> TensorFile:
