@@ -3,6 +3,7 @@
 from .captions import training_caption
 from .scene import EVAL_SEED_BASE, Scene, SceneObject, make_scene
 from .sprites import SpriteLibrary, SpritesMissing, default_cache_dir, fetch_sprites
+from .vocabulary import split_words, vocabulary
 
 __all__ = [
     "EVAL_SEED_BASE",
@@ -13,5 +14,7 @@ __all__ = [
     "default_cache_dir",
     "fetch_sprites",
     "make_scene",
+    "split_words",
     "training_caption",
+    "vocabulary",
 ]

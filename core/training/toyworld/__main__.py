@@ -1,23 +1,56 @@
-"""Command line of the toy world: `python -m core.training.toyworld sheet OUT.png [--seed N] [--count 32]`."""
+"""Command line of the toy world.
+
+python -m core.training.toyworld sheet OUT.png [--seed N] [--count 32]   pictures with their captions
+python -m core.training.toyworld vocabulary                              write vocabulary.txt anew
+python -m core.training.toyworld bench                                   scenes per second on one core
+"""
 
 import argparse
+import time
 from pathlib import Path
 
+import cv2
+
+from .scene import make_scene
 from .sheet import write_sheet
-from .sprites import SpriteLibrary
+from .sprites import SpriteLibrary, default_cache_dir, fetch_sprites
+from .vocabulary import write_vocabulary
+
+
+def bench(count: int = 400) -> float:
+    """Return scenes per second at 256 px on one core, after a warm-up that fills the repainted sprites."""
+    cv2.setNumThreads(1)
+    library = SpriteLibrary.load()
+    for seed in range(count):
+        make_scene(seed, library)
+    start = time.perf_counter()
+    for seed in range(count, 2 * count):
+        make_scene(seed, library)
+    return count / (time.perf_counter() - start)
 
 
 def main() -> None:
     """Run one command."""
-    parser = argparse.ArgumentParser(prog="python -m core.training.toyworld", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m core.training.toyworld",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     sheet = commands.add_parser("sheet", help="write a contact sheet of scenes with their captions")
     sheet.add_argument("out", type=Path, help="PNG to write")
     sheet.add_argument("--seed", type=int, default=0, help="seed of the first scene (default 0)")
     sheet.add_argument("--count", type=int, default=32, help="number of scenes (default 32)")
     sheet.add_argument("--size", type=int, default=256, help="side of a scene in pixels (default 256)")
+    commands.add_parser("vocabulary", help="write vocabulary.txt anew from captions and sprite names")
+    commands.add_parser("bench", help="measure scenes per second on one core")
     arguments = parser.parse_args()
-    write_sheet(arguments.out, SpriteLibrary.load(), arguments.seed, arguments.count, arguments.size)
+    if arguments.command == "vocabulary":
+        print(f"{write_vocabulary(fetch_sprites(default_cache_dir()))} words")
+    elif arguments.command == "bench":
+        print(f"{bench():.0f} scenes/s")
+    else:
+        write_sheet(arguments.out, SpriteLibrary.load(), arguments.seed, arguments.count, arguments.size)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The places: a studio, a room, a table top; the ones under the open sky are in outdoors.py."""
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .canvas import Canvas
-from .palette import mix, paint
+from .palette import PAINTS, mix, paint
 
 WHITE = np.array([255, 255, 255], np.float32)
 SHADE = np.array([24, 20, 40], np.float32)
@@ -21,7 +22,7 @@ class Background:
 
     `image` is (size, size, 3) uint8 RGB. Lengths are shares of the side: the ground plane vanishes at
     `horizon`, things stand with their feet between `stand` (far, near). `phrases` are true words for what is
-    on the ground, `air_phrases` for what flies; `colors` are all colour words in them. `tint` multiplies the
+    on the ground, `air_phrases` for what flies. `tint` multiplies the
     RGB of things, `shadow` in [0, 1] is how dark their shadows are.
     """
 
@@ -31,9 +32,14 @@ class Background:
     stand: tuple[float, float]
     phrases: tuple[str, ...]
     air_phrases: tuple[str, ...]
-    colors: tuple[str, ...]
     tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
     shadow: float = 0.5
+
+    @property
+    def colors(self) -> tuple[str, ...]:
+        """All colour words in the phrases, and so all that are said to be true of the place."""
+        said = set(" ".join(self.phrases + self.air_phrases).split())
+        return tuple(word for word in PAINTS if word in said)
 
 
 Painter = Callable[[random.Random, int], Background]
@@ -67,7 +73,7 @@ def studio(rng: random.Random, size: int) -> Background:
         f"on a plain {word} background", f"on a {word} background", f"in front of a plain {word} backdrop",
         f"against a {word} backdrop", f"in a studio with a {word} background",
     )  # fmt: skip
-    return Background("studio", canvas.image, horizon, (0.70, 0.95), _an(phrases), _an(phrases), (word,),
+    return Background("studio", canvas.image, horizon, (0.70, 0.95), _an(phrases), _an(phrases),
                       shadow=0.45)  # fmt: skip
 
 
@@ -108,25 +114,23 @@ def _tiles(across: np.ndarray, depth: np.ndarray, a: np.ndarray, b: np.ndarray) 
     return np.asarray(a + (b - a) * share, np.float32)
 
 
-def _floor(
-    canvas: Canvas, rng: random.Random, top: float, vanish: tuple[float, float]
-) -> tuple[str, tuple[str, ...]]:
-    """Paint a floor below `top`; return its words and the colours in them."""
+def _floor(canvas: Canvas, rng: random.Random, top: float, vanish: tuple[float, float]) -> str:
+    """Paint a floor below `top`; return its words."""
     kind = rng.choice(("wood", "wood", "tiles", "carpet"))
     across, depth = _plane(canvas.size, top, vanish, rng.uniform(1.6, 2.4))
     fade = np.linspace(0.86, 1.04, len(across), dtype=np.float32)[:, None, None]
     if kind == "wood":
         wood = mix(paint("brown", rng), paint("orange", rng), rng.uniform(0.25, 0.5))
         canvas.band(top, _boards(across, depth, mix(wood, WHITE, rng.uniform(0.08, 0.35)), rng) * fade)
-        return "a wooden floor", ()
+        return "a wooden floor"
     word = rng.choice(("red", "blue", "green", "purple", "gray", "pink", "orange", "yellow"))
     color = soft_color(word, rng, 0.3)
     if kind == "tiles":
         light = np.array([246, 244, 240], np.float32)
         canvas.band(top, _tiles(across, depth, color, light) * fade)
-        return f"a {word} and white checkered floor", (word, "white")
+        return f"{article(word)} and white checkered floor"
     canvas.band(top, np.broadcast_to(color, (*across.shape, 3)) * fade)
-    return f"{article(word)} carpet", (word,)
+    return f"{article(word)} carpet"
 
 
 def _window(canvas: Canvas, rng: random.Random, bottom: float) -> None:
@@ -137,7 +141,8 @@ def _window(canvas: Canvas, rng: random.Random, bottom: float) -> None:
     canvas.rectangle((x - 0.012, y - 0.004), (x + w + 0.018, y + h + 0.024), mix(frame, SHADE, 0.35))
     canvas.rectangle((x - 0.018, y - 0.018), (x + w + 0.018, y + h + 0.018), frame, mix(frame, SHADE, 0.08))
     canvas.rectangle((x, y), (x + w, y + h), mix(sky, WHITE, 0.45), mix(sky, WHITE, 0.8))
-    canvas.ellipse((x + w * 0.5, y + h), (w * 0.5, h * 0.2), mix(paint("green", rng), WHITE, 0.15))
+    hill = [(x + w * i / 12, y + h * (1 - 0.24 * math.sin(math.pi * i / 12))) for i in range(13)]
+    canvas.polygon(hill, mix(paint("green", rng), WHITE, 0.25))
     canvas.line((x + w / 2, y), (x + w / 2, y + h), frame, 0.014)
     canvas.line((x, y + h / 2), (x + w, y + h / 2), frame, 0.014)
 
@@ -150,7 +155,7 @@ def room(rng: random.Random, size: int) -> Background:
     top = rng.uniform(0.54, 0.66)
     vanish = (rng.uniform(0.35, 0.65), rng.uniform(0.18, 0.30))
     canvas.rows(0, top, (mix(wall, SHADE, 0.06), mix(wall, WHITE, 0.12)))
-    floor, colors = _floor(canvas, rng, top, vanish)
+    floor = _floor(canvas, rng, top, vanish)
     window = rng.random() < 0.4
     if window:
         _window(canvas, rng, top)
@@ -162,7 +167,9 @@ def room(rng: random.Random, size: int) -> Background:
         center, axes = (rng.uniform(0.4, 0.6), 0.83), (rng.uniform(0.34, 0.44), 0.12)
         canvas.ellipse((center[0], center[1] + 0.006), (axes[0], axes[1]), mix(color, SHADE, 0.45))
         canvas.ellipse(center, axes, mix(color, WHITE, 0.1), color)
-        canvas.ellipse(center, (axes[0] * 0.86, axes[1] * 0.84), mix(color, WHITE, 0.4), mix(color, WHITE, 0.3))
+        canvas.ellipse(
+            center, (axes[0] * 0.86, axes[1] * 0.84), mix(color, WHITE, 0.4), mix(color, WHITE, 0.3)
+        )
         canvas.ellipse(center, (axes[0] * 0.80, axes[1] * 0.77), mix(color, WHITE, 0.12), color)
     phrases = [
         f"on {floor} in front of {article(word)} wall", f"in a room with {article(word)} wall",
@@ -172,9 +179,8 @@ def room(rng: random.Random, size: int) -> Background:
         phrases.append(f"in a room with {article(word)} wall and a window")
     if rug:
         phrases.append(f"in a room with {article(word)} wall and {article(rug)} rug")
-    said = (word, *colors, *((rug,) if rug else ()))
     air = tuple(p for p in phrases if p.startswith("in "))
-    return Background("room", canvas.image, vanish[1], (top + 0.08, 0.94), tuple(phrases), air, said)
+    return Background("room", canvas.image, vanish[1], (top + 0.08, 0.94), tuple(phrases), air)
 
 
 def table(rng: random.Random, size: int) -> Background:
@@ -186,14 +192,14 @@ def table(rng: random.Random, size: int) -> Background:
     canvas.rows(0, 1, (mix(wall, SHADE, 0.04), mix(wall, WHITE, 0.15), mix(wall, SHADE, 0.12)))
     if rng.random() < 0.6:
         wood = mix(paint("brown", rng), paint("orange", rng), rng.uniform(0.2, 0.5))
-        name, colors, color = "a wooden table", (), mix(wood, WHITE, rng.uniform(0.05, 0.3))
+        name, color, wooden = "a wooden table", mix(wood, WHITE, rng.uniform(0.05, 0.3)), True
     else:
         said = rng.choice(("white", "red", "blue", "green", "yellow", "pink", "purple"))
-        name, colors, color = f"a {said} table", (said,), soft_color(said, rng, 0.2)
+        name, color, wooden = f"{article(said)} table", soft_color(said, rng, 0.2), False
     inset = rng.uniform(0.06, 0.14)
     before = canvas.image.copy()
     across, depth = _plane(size, top, (0.5, top - 0.35), 1.3)
-    surface = _boards(across, depth, color, rng) if not colors else np.broadcast_to(color, (*across.shape, 3))
+    surface = _boards(across, depth, color, rng) if wooden else np.broadcast_to(color, (*across.shape, 3))
     canvas.band(top, surface * np.linspace(1.06, 0.94, len(across), dtype=np.float32)[:, None, None])
     _cut(canvas, before, [(inset, top), (1 - inset, top), (1.03, edge), (-0.03, edge)])
     canvas.rectangle((-0.03, edge), (1.03, edge + 0.045), mix(color, SHADE, 0.22), mix(color, SHADE, 0.36))
@@ -204,7 +210,7 @@ def table(rng: random.Random, size: int) -> Background:
         f"on {name} with {article(word)} wall behind",
     )  # fmt: skip
     return Background("table", canvas.image, top - 0.3, (top + 0.10, edge - 0.03), phrases,
-                      (f"in front of {article(word)} wall above {name}",), (word, *colors))  # fmt: skip
+                      (f"in front of {article(word)} wall above {name}",))  # fmt: skip
 
 
 def _cut(canvas: Canvas, outside: np.ndarray, corners: list[tuple[float, float]]) -> None:

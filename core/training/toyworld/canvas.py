@@ -60,7 +60,9 @@ class Canvas:
         mask = np.zeros((y1 - y0, x1 - x0), np.uint8)
         scale = self.size * (1 << _SUB)
         middle = (round(cx * scale - (x0 + 0.5) * (1 << _SUB)), round(cy * scale - (y0 + 0.5) * (1 << _SUB)))
-        cv2.ellipse(mask, middle, (round(rx * scale), round(ry * scale)), 0, 0, 360, 255, -1, cv2.LINE_AA, _SUB)
+        cv2.ellipse(
+            mask, middle, (round(rx * scale), round(ry * scale)), 0, 0, 360, 255, -1, cv2.LINE_AA, _SUB
+        )
         self._fill(box, mask, top, bottom)
 
     def rectangle(self, a: Point, b: Point, top: np.ndarray, bottom: np.ndarray | None = None) -> None:

@@ -19,6 +19,7 @@ OPENERS = (
     "a toy world with {}", "a colorful 3d picture of {}",
 )  # fmt: skip
 HELD_OUT_OPENERS = ("a scene showing {}", "a little toy scene with {}", "a cartoon of {}")
+RELATIONS = ("above", "to the left of", "to the right of", "in front of", "behind")
 NUMBERS = {2: "two", 3: "three"}
 
 

@@ -9,14 +9,18 @@ SHADOW = np.array([18, 14, 36], np.float32)
 FOAM = np.array([255, 255, 255], np.float32)
 
 
-def _shadow(canvas: Canvas, box: tuple[int, int, int, int], foot: tuple[float, float], strength: float) -> None:
+def _shadow(
+    canvas: Canvas, box: tuple[int, int, int, int], foot: tuple[float, float], strength: float
+) -> None:
     """Lay a wide soft shadow and a narrow dark contact under a thing."""
     x0, y0, width, height = box
     side = float(canvas.size)
     middle, span = (x0 + width * (foot[0] + foot[1]) / 2) / side, width * (foot[1] - foot[0]) / side
     wide, bottom = max(span, 0.55 * width / side), (y0 + height) / side
     canvas.glow((middle, bottom - 0.004), (wide * 0.80, max(0.02, wide * 0.20)), SHADOW, 0.75 * strength)
-    canvas.glow((middle, bottom - 0.006), (max(span, 0.04) * 0.62, max(0.010, span * 0.075)), SHADOW, strength)
+    canvas.glow(
+        (middle, bottom - 0.006), (max(span, 0.04) * 0.62, max(0.010, span * 0.075)), SHADOW, strength
+    )
 
 
 def put(

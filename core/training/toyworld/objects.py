@@ -35,6 +35,15 @@ class ObjectSpec:
     shift: bool
 
 
+def plural(noun: str) -> str:
+    """Return the regular English plural."""
+    if noun.endswith(("s", "x", "ch", "sh")):
+        return noun + "es"
+    if noun.endswith("y") and noun[-2:-1] not in tuple("aeiou"):
+        return noun[:-1] + "ies"
+    return noun + "s"
+
+
 def _spec(row: dict[str, str]) -> ObjectSpec:
     """Make one spec from a CSV row.
 
@@ -51,7 +60,7 @@ def _spec(row: dict[str, str]) -> ObjectSpec:
     return ObjectSpec(
         code=row["code"],
         name=row["name"],
-        plural=row["plural"] or row["name"] + "s",
+        plural=row["plural"] or plural(row["name"]),
         category=row["category"],
         size=float(row["size"]),
         places=frozenset(places),

