@@ -183,6 +183,8 @@ class Annotator(ABC):
     ) -> Annotation:
         seen = resize(picture, size) if short_side is None else resize_image(picture, short_side)
         hint = self.refine(resize(to_rgb(self.detect(seen, **settings)), size, self.interpolation))
+        if np.may_share_memory(hint, picture):
+            hint = hint.copy()  # the caller's own array must stay writable
         return _annotation(hint, self.preview(hint))
 
     def _check_params(self, params: dict[str, Any]) -> dict[str, Any]:

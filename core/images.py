@@ -58,7 +58,7 @@ def open_image(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
         ValueError: the file is missing, is no picture or is too large; says what to do.
     """
     if not isinstance(source, (str, os.PathLike)) and not hasattr(source, "read"):
-        raise ValueError(f"A {type(source).__name__} is no picture: give a file, a Pillow image or an array.")
+        raise ValueError(f"{type(source).__name__} is no picture: give a file, a Pillow image or an array.")
     name = Path(source).name if isinstance(source, (str, os.PathLike)) else "The file"
     try:
         image = Image.open(source, formats=FORMATS)

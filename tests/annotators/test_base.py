@@ -1,0 +1,220 @@
+"""What Annotator does for every detector, shown on detectors made up here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from annotators.base import Annotation, Annotator, Checkbox, ResultCache, Slider, looks_inverted, passthrough
+from core.images import resize_image
+
+
+def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+class Counting(Annotator):
+    """Returns the green channel; remembers what it was shown."""
+
+    params = (Slider("gain", "Gain", 0, 2, 1, 0.5), Checkbox("flip", "Flip"))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[tuple[int, ...], dict[str, Any]]] = []
+
+    def detect(self, image: NDArray[np.uint8], *, gain: float, flip: bool) -> NDArray[np.uint8]:
+        self.seen.append((image.shape, {"gain": gain, "flip": flip}))
+        return (255 - image if flip else image)[:, :, 1]
+
+    def preview(self, hint: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return 255 - hint
+
+
+class AtResolution(Counting):
+    """Works at a resolution of its own and thresholds at the output's size."""
+
+    resolution = Slider("resolution", "Resolution", 128, 512, 256, 64)
+    interpolation = cv2.INTER_NEAREST
+
+    def refine(self, hint: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return np.where(hint > 127, np.uint8(200), np.uint8(10))
+
+
+def test_without_a_resolution_the_detector_sees_the_output_size() -> None:
+    detector, picture = Counting(), noise(90, 150)
+    made = detector(picture, size=(128, 192))
+    assert detector.seen == [((128, 192, 3), {"gain": 1.0, "flip": False})]
+    expected = cv2.resize(picture, (192, 128), interpolation=cv2.INTER_LANCZOS4)[:, :, 1]
+    assert np.array_equal(made.hint, np.stack([expected] * 3, axis=2))
+    assert np.array_equal(made.preview, 255 - made.hint)
+
+
+@pytest.mark.parametrize(
+    ("resolution", "seen"),
+    [(None, 256), (128, 128), ("auto", 384), (512, 512)],
+    ids=["default", "128", "auto", "512"],
+)
+def test_with_a_resolution_the_map_is_found_there_and_then_brought_to_size(
+    resolution: Any, seen: int
+) -> None:
+    detector, picture = AtResolution(), noise(90, 150)
+    made = detector(picture, size=(384, 640), resolution=resolution)
+    small = resize_image(picture, seen)
+    assert detector.seen[0][0] == small.shape
+    large = cv2.resize(small[:, :, 1], (640, 384), interpolation=cv2.INTER_NEAREST)
+    assert np.array_equal(made.hint[:, :, 2], np.where(large > 127, 200, 10))
+
+
+def test_auto_stays_within_the_declared_range() -> None:
+    detector = AtResolution()
+    detector(noise(90, 150), size=(64, 128), resolution="auto")
+    detector(noise(90, 150), size=(1024, 1728), resolution="auto")
+    assert [min(shape[:2]) for shape, _ in detector.seen] == [128, 512]
+
+
+@pytest.mark.parametrize("resolution", [64, 1024, 100.5, "big", True, float("nan")])
+def test_a_resolution_out_of_range_is_refused(resolution: Any) -> None:
+    with pytest.raises(ValueError, match="resolution is .*give a whole number from 128 to 512"):
+        AtResolution()(noise(8, 8), size=(64, 64), resolution=resolution)
+
+
+def test_a_resolution_is_refused_where_there_is_none() -> None:
+    with pytest.raises(ValueError, match="works at the output's size: leave it out"):
+        Counting()(noise(8, 8), size=(64, 64), resolution=256)
+    Counting()(noise(8, 8), size=(64, 64), resolution="auto")
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"gain": 2.5}, "gain is 2.5: give a number from 0 to 2"),
+        ({"gain": float("nan")}, "gain is nan"),
+        ({"gain": "1"}, "gain is '1'"),
+        ({"gain": True}, "gain is True"),
+        ({"flip": 1}, "flip is 1: give true or false"),
+        ({"blur": 1}, "Counting has no control 'blur': it has gain, flip"),
+    ],
+)
+def test_a_control_with_a_wrong_name_or_value_is_refused(params: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Counting()(noise(8, 8), size=(64, 64), **params)
+
+
+def test_whole_sliders_take_whole_numbers_only() -> None:
+    slider = Slider("n", "N", 1, 255, 100, 1)
+    assert slider.check(np.int64(7)) == 7 and slider.check(7.0) == 7 and isinstance(slider.check(7.0), int)
+    with pytest.raises(ValueError, match="n is 7.5: give a whole number from 1 to 255"):
+        slider.check(7.5)
+
+
+def test_the_same_picture_and_settings_are_detected_once() -> None:
+    detector, picture = Counting(), noise(40, 40)
+    first = detector(picture, size=(64, 64))
+    assert detector(picture.copy(), size=(64, 64), gain=1, flip=False) is first
+    assert len(detector.seen) == 1
+    detector(picture, size=(64, 64), flip=True)
+    detector(picture, size=(64, 128))
+    detector(noise(40, 40, seed=1), size=(64, 64))
+    detector(picture.reshape(20, 80, 3), size=(64, 64))
+    assert len(detector.seen) == 5
+
+
+def test_what_is_remembered_cannot_be_changed() -> None:
+    picture = noise(64, 64)
+    made = Counting()(picture, size=(64, 64))
+    with pytest.raises(ValueError, match="read-only"):
+        made.hint[0, 0] = 0
+    picture[0, 0] = 0  # the caller's own array stays the caller's
+
+
+def test_a_detector_that_changes_nothing_leaves_the_callers_array_alone() -> None:
+    class Same(Annotator):
+        def detect(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            return image
+
+    picture = noise(64, 64)
+    made = Same()(picture, size=(64, 64))
+    picture[:] = 0
+    assert made.hint.any()
+
+
+def test_the_memory_forgets_what_was_longest_unused() -> None:
+    cache = ResultCache(max_bytes=2 * 2 * 300)
+    made = [Annotation(noise(10, 10, i), noise(10, 10, i)) for i in range(3)]
+    cache.put((0,), made[0])
+    cache.put((1,), made[1])
+    assert cache.get((0,)) is made[0]
+    cache.put((2,), made[2])
+    assert cache.get((1,)) is None
+    assert cache.get((0,)) is made[0] and cache.get((2,)) is made[2]
+
+
+def test_an_annotation_larger_than_the_memory_is_not_kept() -> None:
+    cache = ResultCache(max_bytes=100)
+    cache.put((0,), Annotation(noise(10, 10), noise(10, 10)))
+    assert cache.get((0,)) is None
+
+
+# Maps that people bring
+
+
+def lines(height: int = 256, width: int = 320) -> NDArray[np.uint8]:
+    canvas = np.zeros((height, width, 3), np.uint8)
+    cv2.line(canvas, (10, 20), (width - 20, height - 30), (255, 255, 255), 1)
+    cv2.circle(canvas, (width // 2, height // 2), 60, (255, 255, 255), 1)
+    return canvas
+
+
+def test_a_map_of_the_right_size_passes_unchanged() -> None:
+    made = passthrough(lines(), (256, 320))
+    assert np.array_equal(made.hint, lines()) and np.array_equal(made.preview, lines())
+
+
+def test_a_map_passes_inverted_where_asked() -> None:
+    assert np.array_equal(passthrough(255 - lines(), (256, 320), invert=True).hint, lines())
+
+
+@pytest.mark.parametrize("size", [(128, 192), (512, 640), (192, 256)])
+def test_thin_lines_stay_black_and_white_and_whole_in_any_size(size: tuple[int, int]) -> None:
+    hint = passthrough(lines(), size).hint
+    assert set(np.unique(hint)) == {0, 255}
+    # One line and one circle, crossing: a single piece, as before.
+    assert cv2.connectedComponents(hint[:, :, 0], connectivity=8)[0] == 2
+
+
+def test_a_map_of_classes_keeps_its_colours() -> None:
+    colours = np.array([[120, 120, 120], [180, 120, 120], [6, 230, 230]], np.uint8)
+    classes = colours[np.random.default_rng(0).integers(0, 3, (50, 70))]
+    hint = passthrough(classes, (128, 192)).hint
+    assert {tuple(c) for c in hint.reshape(-1, 3)} <= {tuple(c) for c in colours}
+
+
+def test_a_smooth_map_stays_smooth() -> None:
+    ramp = np.linspace(0, 255, 400).astype(np.uint8)[None, :, None].repeat(100, 0).repeat(3, 2)
+    hint = passthrough(ramp, (128, 512)).hint[0, :, 0].astype(int)
+    assert (np.diff(hint) >= 0).all() and np.diff(hint).max() <= 2
+
+
+def test_dark_lines_on_light_are_recognised() -> None:
+    assert looks_inverted(255 - lines())
+    assert not looks_inverted(lines())
+
+
+def test_photographs_depth_maps_and_colourful_maps_are_not_called_inverted() -> None:
+    ramp = np.linspace(0, 255, 256).astype(np.uint8)[None, :, None].repeat(64, 0).repeat(3, 2)
+    assert not looks_inverted(noise(64, 64))
+    assert not looks_inverted(ramp)
+    assert not looks_inverted(np.full((8, 8, 3), (250, 200, 0), np.uint8))
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 3))
+def test_any_map_passes(height: int, width: int, colours: int) -> None:
+    picture = noise(height, width) // (255 // (colours + 1) or 1)
+    assert passthrough(picture, (64, 128)).hint.shape == (64, 128, 3)
+    looks_inverted(picture)
