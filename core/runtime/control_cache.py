@@ -35,7 +35,7 @@ class ControlCache:
         return name in self._nets
 
     def get(self, names: Sequence[str]) -> dict[str, ControlNet]:
-        """Return the ControlNets called ``names``; what they do not need is dropped before anything is loaded."""
+        """Return the ControlNets called ``names``; what is too much is dropped before anything is loaded."""
         wanted = list(dict.fromkeys(names))
         missing = [name for name in wanted if name not in self._nets]
         spare = [name for name in self._nets if name not in wanted]

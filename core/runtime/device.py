@@ -25,7 +25,7 @@ def resolve_device(name: str) -> torch.device:
         raise ValueError(f"device is {name!r}: give one of {', '.join(DEVICES)}.")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"device is {name!r}, but torch sees {torch.cuda.device_count()} CUDA devices here: give 'auto' or "
+            f"device is {name!r}, but torch sees {torch.cuda.device_count()} CUDA devices: give 'auto' or "
             "'cpu', or install a torch built for CUDA and the driver of your GPU."
         )
     if kind == "mps" and not torch.backends.mps.is_available():
@@ -35,7 +35,7 @@ def resolve_device(name: str) -> torch.device:
 
 def cpu_has_bfloat16() -> bool:
     """Say whether this CPU multiplies in bfloat16 itself; where it only emulates that, float32 is faster."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     if any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16", "arm_bf16", "bf16")):
         return True
     return platform.system() == "Linux" and bool(_cpu_flags() & {"amx_bf16", "avx512_bf16", "bf16"})
@@ -53,7 +53,7 @@ def _cpu_flags() -> set[str]:
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """Return the number format called ``name``; "auto" takes the fastest that ``device`` has natively.
 
-    That is float16 on a GPU, bfloat16 on a CPU with AVX512-BF16, AMX or Arm's BF16, and float32 on any other CPU.
+    That is float16 on a GPU, bfloat16 on a CPU with AVX512-BF16, AMX or Arm's BF16, else float32.
 
     Raises:
         ValueError: there is no such format; names the choices.
@@ -70,6 +70,6 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 def vae_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the format for the autoencoder beside networks in ``dtype``.
 
-    Its activations leave float16's range for some pictures, which come out black; bfloat16 has float32's range.
+    Its activations leave float16's range for some pictures, which come out black. bfloat16 has the range.
     """
     return torch.float32 if dtype == torch.float16 else dtype

@@ -128,20 +128,15 @@ class GuidedDenoiser:
         return [F.pad(r, (0, 0, 0, 0, 0, 0, 0, len(x) - rows)) for r in total]
 
 
-def check_finite(latents: Tensor, step: int, steps: int, dtype: torch.dtype) -> None:
-    """Raise where the latents of a finished step hold NaN or infinity.
+def check_finite(values: Tensor, when: str, dtype: torch.dtype) -> None:
+    """Raise where ``values``, computed in ``dtype``, hold NaN or infinity; ``when`` names the moment.
 
     Raises:
-        NumericalError: names the step and what to do.
+        NumericalError: says when, and what to do.
     """
-    if bool(torch.isfinite(latents).all()):
+    if bool(torch.isfinite(values).all()):
         return
+    damaged = "the weights may be damaged: run python -m core.weights verify"
+    remedy = damaged if dtype == torch.float32 else "use --dtype float32"
     name = str(dtype).removeprefix("torch.")
-    remedy = (
-        "use --dtype float32"
-        if dtype != torch.float32
-        else "the weights may be damaged: run python -m core.weights verify"
-    )
-    raise NumericalError(
-        f"The latents are no longer finite after step {step} of {steps} (computed in {name}): {remedy}."
-    )
+    raise NumericalError(f"NaN or infinity in the latents {when}, computed in {name}: {remedy}.")

@@ -1,0 +1,151 @@
+"""Make a pipeline from a model's name, a YAML file or a checkpoint file."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from core.config import ModelConfig, config_names, load_config
+from core.errors import CheckpointMismatch, WeightsMissing
+from core.models.controlnet import ControlNet
+from core.models.unet import UNet
+from core.pipeline import ControlNetPipeline
+from core.runtime.control_cache import DEFAULT_BUDGET
+from core.runtime.device import resolve_device, resolve_dtype
+from core.weights.checkpoint import inspect_checkpoint, load_base, load_control
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_SUFFIXES = frozenset({".safetensors", ".ckpt", ".pth", ".pt", ".bin"})
+FAMILY_CONFIGS = {"sd1": "sd15", "sd2": "sd21"}
+CONTROL_PREFIXES = ("control_sd15_", "control_sd21_", "control_")
+
+
+class Locator(Protocol):
+    """What ``load_pipeline`` needs of a weights registry."""
+
+    def locate(self, name: str) -> Path:
+        """Return the path of the weights called ``name``; raise ``WeightsMissing`` where there are none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model's config and where its weights are: the base's file, and each ControlNet's by a function."""
+
+    config: ModelConfig
+    base: Path
+    locate_control: Callable[[str], Path]
+    controls: tuple[str, ...] = field(default=())
+
+
+def load_pipeline(
+    name_or_path: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    low_vram: bool = False,
+    registry: Locator | None = None,
+    max_controls: int = DEFAULT_BUDGET,
+) -> ControlNetPipeline:
+    """Load a base model; its ControlNets are loaded when first used.
+
+    Args:
+        name_or_path: "demo", "sd15", "sd21"; or a model's YAML file; or a checkpoint (.safetensors, .ckpt,
+            .pth) of Stable Diffusion 1.x or 2.x, or of this project. One that holds a ControlNet too, such
+            as control_sd15_canny.pth, brings that with it.
+        device: auto, cpu, cuda, cuda:N or mps.
+        dtype: auto, float32, float16 or bfloat16.
+        low_vram: keep only the networks in use on the device.
+        registry: finds weight files by name; by default ckpts/registry.yaml.
+        max_controls: how many ControlNets stay in memory.
+
+    Raises:
+        ValueError: there is no such model, device or dtype.
+        WeightsMissing: the base model's weights are not on this machine.
+        CheckpointMismatch: a file holds something else.
+    """
+    target = resolve_device(device)
+    number = resolve_dtype(dtype, target)
+    source = _find(name_or_path, _default_registry() if registry is None else registry)
+    rest = torch.device("cpu") if low_vram else target
+    log.info("Loading %s from %s (%s, %s).", source.config.title, source.base, target, number)
+    base = load_base(source.config, source.base, device=rest, dtype=number)
+    return ControlNetPipeline(
+        source.config,
+        base,
+        lambda name: _load_control(source, name, rest, number, base.unet),
+        locate_control=source.locate_control,
+        controls=source.controls,
+        device=target,
+        low_vram=low_vram,
+        max_controls=max_controls,
+    )
+
+
+def _default_registry() -> Locator:
+    from core.weights.registry import Registry
+
+    return Registry.load()
+
+
+def _load_control(
+    source: Source, name: str, device: torch.device, dtype: torch.dtype, unet: UNet
+) -> ControlNet:
+    path = source.locate_control(name)
+    return load_control(source.config, path, device=device, dtype=dtype, unet=unet)
+
+
+def _find(name_or_path: str | Path, registry: Locator) -> Source:
+    path = Path(name_or_path)
+    if path.suffix.lower() in CHECKPOINT_SUFFIXES:
+        return _from_checkpoint(path, registry)
+    config = load_config(name_or_path)
+    folder = path.parent if path.suffix else None
+
+    def locate(weights: str) -> Path:
+        # Beside one's own YAML file, weights may be given as a path.
+        beside = folder / weights if folder is not None else None
+        return beside if beside is not None and beside.is_file() else registry.locate(weights)
+
+    return Source(
+        config, locate(config.weights), lambda name: locate(config.controls[name]), tuple(config.controls)
+    )
+
+
+def _from_checkpoint(path: Path, registry: Locator) -> Source:
+    if not path.is_file():
+        raise WeightsMissing(
+            f"{path}: no such file. Give the path of a checkpoint, or one of {', '.join(config_names())}."
+        )
+    info = inspect_checkpoint(path)
+    model = FAMILY_CONFIGS.get(info.family or "", info.family)
+    if model not in config_names():
+        raise CheckpointMismatch(
+            f"{path} seems to be {info.title}: give a checkpoint of Stable Diffusion 1.x or 2.x, or one of "
+            f"{', '.join(config_names())}."
+        )
+    config = load_config(model)
+    files: dict[str, Path] = {}
+    if info.has_base and info.has_control:
+        files[own_control_name(path, config)] = path
+    names = tuple(dict.fromkeys([*files, *config.controls]))
+    return Source(
+        config, path, lambda n: files[n] if n in files else registry.locate(config.controls[n]), names
+    )
+
+
+def own_control_name(path: Path, config: ModelConfig) -> str:
+    """Return the name of a full checkpoint's own ControlNet: the config's for it, else the file's."""
+    by_weights = {weights: name for name, weights in config.controls.items()}
+    if path.stem in by_weights:
+        return by_weights[path.stem]
+    for prefix in CONTROL_PREFIXES:
+        if path.stem.startswith(prefix):
+            return path.stem.removeprefix(prefix)
+    return path.stem

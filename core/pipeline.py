@@ -1,0 +1,240 @@
+"""The one object that turns requests into pictures; every page, command line and test goes through it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from core.config import ModelConfig
+from core.errors import SuiteError, WeightsMissing
+from core.images import hint_to_tensor, to_uint8
+from core.models.controlnet import ControlNet
+from core.request import ControlUnit, Progress, Request, Result
+from core.runtime.control_cache import DEFAULT_BUDGET, ControlCache
+from core.runtime.device import vae_dtype
+from core.runtime.placement import Placement
+from core.sampling.guidance import GuidedDenoiser, check_finite, is_active, prepare_control, text_rows
+from core.sampling.noise import ImageNoise, image_seeds
+from core.sampling.preview import LatentPreview, Throttle
+from core.sampling.samplers import SAMPLERS
+from core.sampling.schedule import Schedule
+from core.weights.checkpoint import BaseNetworks
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class ControlNetPipeline:
+    """A base model with its ControlNets. Requests are immutable and leave nothing behind on it.
+
+    One request runs at a time, whichever threads ask; the others wait. Picture i of a request is made from
+    noise of its own seed, the same on every device and in every batch. What may differ is the rounding of
+    sums inside the networks, whose order depends on device, batch size and number format: about 1e-4 of the
+    latents in float32.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        base: BaseNetworks,
+        load_control: Callable[[str], ControlNet],
+        *,
+        locate_control: Callable[[str], object] | None = None,
+        controls: Sequence[str] | None = None,
+        device: torch.device | None = None,
+        low_vram: bool = False,
+        max_controls: int = DEFAULT_BUDGET,
+    ) -> None:
+        """Take networks that are loaded, and a way to load ControlNets.
+
+        Args:
+            config: describes ``base``.
+            base: the networks; their weights' number format is the one that is computed in.
+            load_control: gives the ControlNet of a name, or raises ``WeightsMissing``.
+            locate_control: raises ``WeightsMissing`` where the weights of a name are not there.
+            controls: the names that requests may use; by default those of ``config``.
+            device: where to compute; by default where the UNet is.
+            low_vram: keep only the networks in use on ``device``, the others in main memory.
+            max_controls: how many ControlNets stay in memory.
+        """
+        self.config = config
+        self.controls = tuple(config.controls if controls is None else controls)
+        weight = next(base.unet.parameters())
+        self.device = weight.device if device is None else device
+        self.dtype = weight.dtype
+        self._schedule = Schedule(config.schedule)
+        self._placement = Placement(self.device, low_vram=low_vram)
+        self._base = base
+        base.vae.to(vae_dtype(self.dtype))
+        for module in (base.unet, base.vae, base.text):
+            self._settle(module)
+        self._cache = ControlCache(lambda name: self._settle(load_control(name)), max_controls)
+        self._locate_control = locate_control
+        self._preview: LatentPreview | None = None
+        # Not an RLock: a generator may be resumed, and so release it, in another thread.
+        self._lock = threading.Lock()
+
+    def _settle(self, module: Module) -> Module:
+        """Put a network where it rests, its convolutions in the layout that is fastest."""
+        return module.to(self._placement.rest_device).to(memory_format=torch.channels_last)
+
+    @property
+    def name(self) -> str:
+        """The model's short name, such as "sd15"."""
+        return self.config.name
+
+    @property
+    def title(self) -> str:
+        """The model's name for people."""
+        return self.config.title
+
+    @property
+    def resolution(self) -> int:
+        """The short side, in pixels, that the model was trained at."""
+        return self.config.resolution
+
+    def explain_missing(self, control: str) -> str | None:
+        """Return None where the weights of ``control`` are on this machine, else how to get them.
+
+        Raises:
+            ValueError: this model has no such ControlNet; names the choices.
+        """
+        self._check_known(control)
+        if self._locate_control is None or control in self._cache:
+            return None
+        try:
+            self._locate_control(control)
+        except WeightsMissing as error:
+            return str(error)
+        return None
+
+    def available_controls(self) -> tuple[str, ...]:
+        """Return the names of the ControlNets whose weights are on this machine."""
+        return tuple(name for name in self.controls if self.explain_missing(name) is None)
+
+    def __call__(self, request: Request) -> Result:
+        """Make the pictures of ``request``.
+
+        Raises:
+            ValueError: this model has no such ControlNet.
+            WeightsMissing: the weights of a ControlNet are not on this machine.
+            NumericalError: the latents stopped being finite.
+        """
+        for update in self.sample(request):
+            if isinstance(update, Result):
+                return update
+        raise SuiteError("Sampling ended without a result: report the request that led here.")
+
+    def sample(self, request: Request) -> Iterator[Progress | Result]:
+        """Return a generator of one ``Progress`` a step and last the ``Result``; closing it cancels.
+
+        From the first item until it ends or is closed it holds the model: a thread that stops in the middle
+        and starts another request without closing this one waits for ever.
+
+        Raises:
+            ValueError: this model has no such ControlNet; raised at once.
+            WeightsMissing, NumericalError: as above, from the generator.
+        """
+        for unit in request.controls:
+            self._check_known(unit.control)
+        return self._sample(request)
+
+    def _check_known(self, control: str) -> None:
+        if control not in self.controls:
+            choices = ", ".join(self.controls) or "none: this model has no ControlNets"
+            raise ValueError(f"control is {control!r}: {self.title} has {choices}.")
+
+    @torch.inference_mode()  # a `with` around a yield would leave it on in the caller
+    def _sample(self, request: Request) -> Iterator[Progress | Result]:
+        with self._lock:
+            began = time.perf_counter()
+            try:
+                latents = yield from self._sample_latents(request)
+                images = self._decode(latents)
+            except torch.OutOfMemoryError:
+                raise SuiteError(
+                    "The device ran out of memory: make fewer or smaller pictures, or start with --low-vram."
+                ) from None
+            yield Result(
+                images=images,
+                request=request,
+                seeds=image_seeds(request.seed, request.num_samples),
+                model=self.name,
+                seconds=time.perf_counter() - began,
+                extra={"device": str(self.device), "dtype": str(self.dtype).removeprefix("torch.")},
+            )
+
+    def _sample_latents(self, request: Request) -> Generator[Progress, None, Tensor]:
+        """Yield one Progress a step; return the finished latents (B, C, h, w)."""
+        units = [unit for unit in request.controls if _acts(unit, request.steps)]
+        nets = self._cache.get([unit.control for unit in units])
+        context = self._encode_text(request)
+        throttle = Throttle(self._fitted_preview())
+        height, width = request.height_width
+        factor = self._base.vae.factor
+        shape = (self.config.unet.in_channels, height // factor, width // factor)
+        noise = ImageNoise(image_seeds(request.seed, request.num_samples), shape, self.device)
+        with self._placement.in_use(self._base.unet, *nets.values()):
+            denoiser = self._denoiser(request, context, [(nets[unit.control], unit) for unit in units])
+            sampler = SAMPLERS[request.sampler]
+            states = sampler(denoiser, noise(), self._schedule, request.steps, request.eta, noise)
+            busy = 0.0
+            for _ in range(request.steps):
+                resumed = time.perf_counter()
+                state = next(states)
+                check_finite(state.x_t, f"after step {state.step} of {request.steps}", self.dtype)
+                busy += time.perf_counter() - resumed
+                yield Progress(state.step, request.steps, throttle(state.x_0), busy / state.step)
+        return state.x_t
+
+    def _encode_text(self, request: Request) -> Tensor:
+        """Return the context (1 or 2, tokens, d): the prompt and, where it is needed, the negative one."""
+        prompts = [request.prompt] if request.cfg_scale == 1.0 else [request.prompt, request.negative_prompt]
+        with self._placement.in_use(self._base.text):
+            return self._base.text.encode(prompts).to(self.dtype)
+
+    def _denoiser(
+        self, request: Request, context: Tensor, controls: Sequence[tuple[ControlNet, ControlUnit]]
+    ) -> GuidedDenoiser:
+        """Compute what stays the same over the steps of ``request``."""
+        count = request.num_samples
+        seen = context[:1] if request.guess_mode else context
+        return GuidedDenoiser(
+            unet=self._base.unet,
+            schedule=self._schedule,
+            context_kv=text_rows(self._base.unet, context, count),
+            controls=[prepare_control(net, u, hint_to_tensor(u.hint), seen, count) for net, u in controls],
+            cfg_scale=request.cfg_scale,
+            guess_mode=request.guess_mode,
+            steps=request.steps,
+        )
+
+    def _fitted_preview(self) -> LatentPreview:
+        """Return the preview of this model, fitted when first asked for."""
+        if self._preview is None:
+            with self._placement.in_use(self._base.vae):
+                self._preview = LatentPreview(self._base.vae)
+        return self._preview
+
+    def _decode(self, latents: Tensor) -> tuple[NDArray[np.uint8], ...]:
+        """Return the pictures of ``latents`` (B, C, h, w), one at a time to bound the memory."""
+        vae = self._base.vae
+        dtype = next(vae.parameters()).dtype
+        images: list[NDArray[np.uint8]] = []
+        with self._placement.in_use(vae):
+            for x_0 in latents.to(dtype).split(1):
+                picture = vae.decode(x_0.contiguous(memory_format=torch.channels_last))
+                check_finite(picture, "after decoding", dtype)
+                images += to_uint8(picture)
+        return tuple(images)
+
+
+def _acts(unit: ControlUnit, steps: int) -> bool:
+    """Say whether ``unit`` changes anything; if not, its ControlNet is not even loaded."""
+    return unit.strength > 0.0 and any(is_active(unit.start, unit.end, i, steps) for i in range(steps))
