@@ -29,8 +29,8 @@ from core.training.toyworld import (
 from core.training.toyworld.backgrounds import article
 from core.training.toyworld.captions import NEGATIVE_PROMPT, NUMBERS, relation
 from core.training.toyworld.objects import all_objects
-from core.training.toyworld.outdoors import PAINTERS
 from core.training.toyworld.palette import PAINTS, SHIFT_COLORS, repaint
+from core.training.toyworld.places import PAINTERS
 from core.training.toyworld.scene import is_held_out
 from core.training.toyworld.sprites import TARBALL, make_sprite
 

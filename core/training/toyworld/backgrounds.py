@@ -1,4 +1,4 @@
-"""The places: a studio, a room, a table top; the ones under the open sky are in outdoors.py."""
+"""The places: a studio, a room, a table top; those under the open sky are in outdoors.py."""
 
 import math
 import random

@@ -14,7 +14,7 @@ PAINTS: dict[str, tuple[float, float, float]] = {
     "blue": (215, 0.80, 0.92),
     "purple": (272, 0.62, 0.82),
     "pink": (331, 0.44, 1.00),
-    "white": (220, 0.03, 0.97),
+    "white": (220, 0.04, 0.96),
     "black": (230, 0.18, 0.26),
     "brown": (24, 0.62, 0.55),
     "gray": (215, 0.08, 0.66),
@@ -91,7 +91,7 @@ def repaint(sprite: np.ndarray, own: str | None, word: str) -> np.ndarray:
     new = np.stack([
         (h + 0.45 * drift) % 360,
         np.clip(s * depth, 0, 1),
-        np.clip(v * shade ** (0.6 if word == "white" else 1.0) + 0.10 * (1 - np.minimum(depth, 1)), 0, 1),
+        np.clip(v * shade ** (0.85 if word == "white" else 1.0) + 0.10 * (1 - np.minimum(depth, 1)), 0, 1),
     ], axis=-1).astype(np.float32)  # fmt: skip
     painted = cv2.cvtColor(new, cv2.COLOR_HSV2RGB)
     rgb += (painted - rgb) * member[..., None]

@@ -1,10 +1,12 @@
 """One picture of the toy world and the truth about it, made from a seed."""
 
+import math
 import random
 import zlib
 from dataclasses import dataclass, replace
 from functools import cache
 
+import cv2
 import numpy as np
 
 from .backgrounds import Background
@@ -12,11 +14,12 @@ from .canvas import Canvas
 from .captions import caption
 from .compose import put
 from .objects import ObjectSpec
-from .outdoors import PAINTERS, PLACE_WEIGHTS
 from .palette import SHIFT_COLORS
+from .places import PAINTERS, PLACE_WEIGHTS
 from .sprites import SpriteLibrary
 
 EVAL_SEED_BASE = 1_000_000_000
+FAINT = {"snow": ("white",), "night": ("black",)}  # colours that a place swallows
 PAINTABLE_WEIGHT = 1.8  # with it, about a third of all things are repainted
 
 
@@ -91,7 +94,7 @@ def _pick(
     """
     fitting = library.fitting[place.place]
     fitting = tuple(s for s in fitting if is_held_out(s.name, place.place) == novel) or fitting
-    avoid = place.colors if place.place == "studio" else ()  # red on red shows nothing
+    avoid = place.colors if place.place == "studio" else FAINT.get(place.place, ())  # red on red is lost
     clear = [s for s in fitting if s.color is None or s.color not in avoid] or list(fitting)
     spec = rng.choices(clear, [PAINTABLE_WEIGHT if s.shift else 1.0 for s in clear])[0]
     if not spec.shift or rng.random() < 0.25:
@@ -224,6 +227,7 @@ def make_scene(seed: int, library: SpriteLibrary, size: int = 256) -> Scene:
     objects = []
     for depth, plan in enumerate(plans, start=1):
         objects.append(_paint(canvas, index_map, plan, depth, library, place, rng))
+    _light(canvas, rng)
     things = tuple(objects)
     new_phrasing = novel and rng.random() < 0.5
     words = caption(things, place, rng, new_phrasing)
@@ -233,6 +237,15 @@ def make_scene(seed: int, library: SpriteLibrary, size: int = 256) -> Scene:
     return Scene(
         seed, canvas.image, words, name, things, index_map, place.horizon * size, place.colors, held_out
     )
+
+
+def _light(canvas: Canvas, rng: random.Random) -> None:
+    """Let a gentle, slightly warm or cool light fall across the picture from one side."""
+    strength, angle, warmth = rng.uniform(0.0, 0.07), rng.uniform(0, 2 * math.pi), rng.uniform(-0.02, 0.03)
+    axis = np.linspace(-strength, strength, canvas.size, dtype=np.float32)
+    fall = 1 + axis[None] * math.cos(angle) + axis[:, None] * math.sin(angle)
+    gains = [fall * np.float32(1 + factor * warmth) for factor in (1, 0, -1)]
+    canvas.image = cv2.multiply(canvas.image, cv2.merge(gains), dtype=cv2.CV_8U)
 
 
 def _paint(

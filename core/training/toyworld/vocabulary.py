@@ -14,8 +14,8 @@ from pathlib import Path
 
 from .captions import ADDED_PROMPT, HELD_OUT_OPENERS, NEGATIVE_PROMPT, NUMBERS, OPENERS, RELATIONS
 from .objects import all_objects, plural
-from .outdoors import PAINTERS
 from .palette import PAINTS
+from .places import PAINTERS
 
 FOLDER = Path(__file__).parent
 PUNCTUATION = ",.:;!?'\"()[]-+/&"
