@@ -96,7 +96,9 @@ def _pick(
     fitting = tuple(s for s in fitting if is_held_out(s.name, place.place) == novel) or fitting
     avoid = place.colors if place.place == "studio" else FAINT.get(place.place, ())  # red on red is lost
     clear = [s for s in fitting if s.color is None or s.color not in avoid] or list(fitting)
-    spec = rng.choices(clear, [PAINTABLE_WEIGHT if s.shift else 1.0 for s in clear])[0]
+    # What fits few places would else be rare: the model must learn every noun.
+    weights = [(PAINTABLE_WEIGHT if s.shift else 1.0) / len(s.places) for s in clear]
+    spec = rng.choices(clear, weights)[0]
     if not spec.shift or rng.random() < 0.25:
         return spec, None
     words = [w for w in SHIFT_COLORS if w != spec.color and w not in avoid]
