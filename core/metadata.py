@@ -12,6 +12,7 @@ import binascii
 import hashlib
 import io
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -169,6 +170,8 @@ def _plain(value: Any) -> Setting:
     """Return NumPy's numbers as Python's, which JSON knows."""
     if isinstance(value, np.generic):
         value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"A setting is {value}: give a finite number.")
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     raise ValueError(f"A setting is a {type(value).__name__}: give a text, a number, true, false or None.")
@@ -209,7 +212,7 @@ def _read_document(document: str) -> StoredRequest:
         if isinstance(whole.get("version"), int) and whole["version"] > VERSION:
             raise ValueError(f"they have version {whole['version']}, and this program knows {VERSION}")
         return _checked(_stored(whole))
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"The picture's settings are damaged ({error!r}): {_REMEDY}") from error
     except ValueError as error:  # includes JSON's own errors
         raise ValueError(f"The picture's settings cannot be used ({error}): {_REMEDY}") from error
@@ -255,7 +258,9 @@ def _read_hint(packed: str, size: Sequence[int], digest: str) -> NDArray[np.uint
 
 def _checked(stored: StoredRequest) -> StoredRequest:
     """Return ``stored`` after letting Request and ControlUnit check every value, with blanks for hints."""
-    check_number("picture_seed", stored.picture_seed or 0, 0, MAX_SEED + MAX_SAMPLES, integer=True)
+    if stored.picture_seed is None:
+        raise ValueError("picture_seed is missing")
+    check_number("picture_seed", stored.picture_seed, 0, MAX_SEED + MAX_SAMPLES, integer=True)
     blank = np.zeros((SIZE_MULTIPLE, SIZE_MULTIPLE, 3), np.uint8)
     for unit in stored.controls:
         hint = blank if unit.hint is None else unit.hint
