@@ -1,0 +1,139 @@
+"""Which component starts what: the wiring of one app, and the values that tabs share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from apps.page import look
+from apps.page.files import PictureFolder
+from apps.page.handlers import Handlers, told
+from apps.page.layout import Widgets
+from apps.page.restore import Restored, restore
+from apps.spec import App
+
+QUEUE = "gpu"  # all apps share it, since all share one model
+
+
+def connect(app: App, widgets: Widgets, handlers: Handlers) -> None:
+    """Wire one app."""
+    w = widgets
+    buttons = [w.run, w.cancel, w.status]
+    start = _quietly(partial(gr.on, [w.run.click, w.prompt.submit]), _busy, None, buttons)
+    running = [_run_after(start, w, handlers)]
+    if w.examples is not None:
+        filled = _quietly(w.examples.click, _fill_from(app), [w.examples], [w.image, w.prompt])
+        running.append(_run_after(_quietly(filled.then, _busy, None, buttons), w, handlers))
+    _quietly(w.cancel.click, _cancelled, None, buttons, cancels=running)
+    resolution = w.settings["resolution"]
+    gr.on(
+        [w.image.change, resolution.change],
+        handlers.size,
+        [w.image, resolution],
+        [w.size],
+        preprocess=False,
+        queue=False,
+        show_progress="hidden",
+        trigger_mode="always_last",
+        api_visibility="private",
+    )
+    outputs = [w.image, w.prompt, w.randomize, *w.settings.values(), w.status, w.restore]
+    _quietly(w.restore.upload, _restore_with(handlers), [w.restore], outputs)
+
+
+def share_inputs(tabs: Sequence[gr.Tab], widgets: Sequence[Widgets]) -> None:
+    """Carry the image and the prompt along when another tab is opened; the browser does it alone."""
+    images = [w.image for w in widgets]
+    prompts = [w.prompt for w in widgets]
+    current = gr.Number(0, visible=False)
+    for index, tab in enumerate(tabs):
+        take = (
+            f"(...all) => {{ const from = all[all.length - 1], n = {len(widgets)};"
+            f" return [all[from], all[n + from], {index}]; }}"
+        )
+        tab.select(
+            None,
+            [*images, *prompts, current],
+            [images[index], prompts[index], current],
+            js=take,
+            show_progress="hidden",
+            api_visibility="private",
+        )
+
+
+def _run_after(event: Any, w: Widgets, handlers: Handlers) -> Any:
+    running = event.then(
+        handlers.run,
+        [w.image, w.prompt, w.randomize, *w.settings.values()],
+        [w.gallery, w.status, w.settings["seed"]],
+        preprocess=False,
+        show_progress="hidden",
+        concurrency_id=QUEUE,
+        concurrency_limit=1,
+        api_visibility="private",
+    )
+    _quietly(running.then, _idle, None, [w.run, w.cancel])
+    return running
+
+
+def _quietly(
+    listen: Callable[..., Any],
+    fn: Callable[..., Any],
+    inputs: list[Component] | None,
+    outputs: list[Component],
+    cancels: list[Any] | None = None,
+) -> Any:
+    """Listen for an event whose handler is quick: outside the queue, without a spinner, not in the API."""
+    return listen(
+        fn, inputs, outputs, queue=False, show_progress="hidden", api_visibility="private", cancels=cancels
+    )
+
+
+def _busy() -> tuple[Any, Any, str]:
+    return gr.update(visible=False), gr.update(visible=True), look.progress("Waiting for its turn", None)
+
+
+def _idle() -> tuple[Any, Any]:
+    return gr.update(visible=True), gr.update(visible=False)
+
+
+def _cancelled() -> tuple[Any, Any, str]:
+    return *_idle(), look.summary("Cancelled", "The settings are as you left them.")
+
+
+def _fill_from(app: App) -> Callable[[int], tuple[str, str]]:
+    examples = app.present_examples
+
+    def fill(index: int) -> tuple[str, str]:
+        return str(examples[index].path), examples[index].prompt
+
+    return fill
+
+
+def _restore_with(handlers: Handlers) -> Callable[[str | None], tuple[Any, ...]]:
+    def put_back(path: str | None) -> tuple[Any, ...]:
+        if path is None:
+            raise gr.Error("There is no picture: drop a PNG that was made here.", print_exception=False)
+        with told():
+            found = restore(path, handlers.declared)
+            image = gr.skip()
+            if found.hint is not None:
+                folder = PictureFolder(handlers.cache)
+                image = str(folder.save_plain(found.hint, f"{handlers.app.name}-map.png"))
+        values = [found.values.get(setting.name, gr.skip()) for setting in handlers.declared]
+        prompt = gr.skip() if found.prompt is None else found.prompt
+        randomize = False if "seed" in found.values else gr.skip()
+        return image, prompt, randomize, *values, look.summary("Settings restored", _told_of(found)), None
+
+    return put_back
+
+
+def _told_of(found: Restored) -> str:
+    parts = [f"Seed {found.values['seed']}"] if "seed" in found.values else []
+    if found.hint is not None:
+        parts.append("the map from the picture stands in for the photo")
+    return " · ".join([*parts, *found.notes])

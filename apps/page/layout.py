@@ -1,0 +1,169 @@
+"""The components of one app, laid out: inputs on the left, results on the right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import gradio as gr
+from gradio.components import Component
+
+from annotators.base import Checkbox, Slider
+from apps.page import look
+from apps.page.settings import PROMPT, Choice, Number, Setting, Text
+from apps.spec import App
+
+IMAGE_HEIGHT = 300
+PAIRS = {"start": "end", "steps": "sampler", "seed": "randomize"}  # shown side by side
+
+
+@dataclass(frozen=True, slots=True)
+class Widgets:
+    """What one app's handlers read and write. ``settings`` are in the order of the declared settings."""
+
+    image: gr.Image
+    prompt: gr.Textbox
+    run: gr.Button
+    cancel: gr.Button
+    size: gr.HTML
+    settings: dict[str, Component]
+    randomize: gr.Checkbox
+    restore: gr.File
+    examples: gr.Dataset | None
+    notice: gr.HTML
+    status: gr.HTML
+    gallery: gr.Gallery
+
+
+def lay_out(app: App, declared: tuple[Setting, ...]) -> Widgets:
+    """Draw one app inside the current Blocks context."""
+    gr.Markdown(f"## Control Stable Diffusion with {app.title}", elem_classes="heading")
+    notice = gr.HTML(visible=False, elem_classes="plain")
+    with gr.Row(equal_height=False, elem_classes="work"):
+        with gr.Column(scale=5, min_width=300, elem_classes="inputs"):
+            image = gr.Image(
+                type="filepath",
+                image_mode=None,
+                format="png",
+                sources=["upload", "clipboard", "webcam"],
+                height=IMAGE_HEIGHT,
+                label="Image",
+                show_label=False,
+                elem_id=f"{app.name}-image",
+                buttons=["fullscreen"],
+            )
+            size = gr.HTML(look.size_line(None), elem_classes="plain", elem_id=f"{app.name}-size")
+            prompt = gr.Textbox(
+                label=PROMPT.label,
+                placeholder="What should be drawn? Press Enter to run.",
+                elem_id=f"{app.name}-prompt",
+                max_lines=4,
+            )
+            run = gr.Button("Run", variant="primary", elem_id=f"{app.name}-run")
+            cancel = gr.Button("Cancel", variant="stop", visible=False, elem_id=f"{app.name}-cancel")
+            settings, randomize = _settings(app, declared)
+        with gr.Column(scale=7, min_width=300, elem_classes="results"):
+            status = gr.HTML(look.summary("Ready"), elem_classes="plain", elem_id=f"{app.name}-status")
+            gallery = gr.Gallery(
+                label="Output",
+                show_label=False,
+                columns=2,
+                object_fit="contain",
+                format="png",
+                interactive=False,
+                fit_columns=False,
+                buttons=["download", "download_all", "fullscreen"],
+                elem_id=f"{app.name}-gallery",
+            )
+            with gr.Row(equal_height=True, elem_classes="below"):
+                examples = _examples(app)
+                restore = gr.File(
+                    label="Restore settings: drop a PNG made here",
+                    file_types=[".png"],
+                    height=120,
+                    elem_id=f"{app.name}-restore",
+                    elem_classes="restore",
+                )
+    return Widgets(
+        image, prompt, run, cancel, size, settings, randomize, restore, examples, notice, status, gallery
+    )
+
+
+def _settings(app: App, declared: tuple[Setting, ...]) -> tuple[dict[str, Component], gr.Checkbox]:
+    made: dict[str, Component] = {}
+    by_name = {setting.name: setting for setting in declared}
+    with gr.Accordion("Advanced options", open=False, elem_id=f"{app.name}-advanced"):
+        for setting in declared:
+            if setting.name in made:
+                continue
+            partner = PAIRS.get(setting.name)
+            if partner is None:
+                made[setting.name] = _component(app, setting)
+                continue
+            with gr.Row(equal_height=True, elem_classes="pair"):
+                made[setting.name] = _component(app, setting)
+                if partner == "randomize":
+                    randomize = gr.Checkbox(
+                        value=True,
+                        label="Randomize",
+                        info="A new seed for every run.",
+                        elem_id=f"{app.name}-randomize",
+                        min_width=120,
+                    )
+                else:
+                    made[partner] = _component(app, by_name[partner])
+    return {setting.name: made[setting.name] for setting in declared}, randomize
+
+
+def _component(app: App, setting: Setting) -> Component:
+    info, name = setting.info or None, f"{app.name}-{setting.name}"
+    if isinstance(setting, Checkbox):
+        return gr.Checkbox(setting.default, label=setting.label, info=info, elem_id=name)
+    if isinstance(setting, Choice):
+        choices = [(label, word) for word, label in setting.choices]
+        return gr.Dropdown(
+            choices,
+            value=setting.default,
+            label=setting.label,
+            info=info,
+            elem_id=name,
+            filterable=False,
+            min_width=140,
+        )
+    if isinstance(setting, Text):
+        return gr.Textbox(
+            setting.default, label=setting.label, info=info, lines=setting.lines, elem_id=name, max_lines=6
+        )
+    bounds = {"minimum": setting.minimum, "maximum": setting.maximum, "step": setting.step}
+    if isinstance(setting, Number):
+        whole = 0 if setting.whole else None
+        return gr.Number(
+            setting.default,
+            label=setting.label,
+            info=info,
+            elem_id=name,
+            precision=whole,
+            min_width=140,
+            **bounds,
+        )
+    assert isinstance(setting, Slider)
+    return gr.Slider(
+        value=setting.default, label=setting.label, info=info, elem_id=name, min_width=140, **bounds
+    )
+
+
+def _examples(app: App) -> gr.Dataset | None:
+    present = app.present_examples
+    if not present:
+        return None
+    return gr.Dataset(
+        components=["image"],
+        component_props=[{"type": "filepath", "format": "png", "image_mode": None}],
+        samples=[[str(example.path)] for example in present],
+        label="Examples: one click makes a picture",
+        type="index",
+        layout="gallery",
+        samples_per_page=12,
+        elem_id=f"{app.name}-examples",
+        elem_classes="examples",
+        scale=3,
+    )

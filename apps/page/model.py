@@ -1,0 +1,155 @@
+"""The one model of the process: which it is, and its loading while the page is already up."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from core.config import ModelConfig, load_config
+from core.errors import SuiteError, WeightsMissing
+from core.request import Progress, Request, Result
+
+log = logging.getLogger(__name__)
+
+DEMO, FULL = "demo", "sd15"
+
+
+class Pipeline(Protocol):
+    """What the page needs of ``core.pipeline.ControlNetPipeline``."""
+
+    @property
+    def name(self) -> str:
+        """The model's short name, such as "demo"."""
+
+    @property
+    def title(self) -> str:
+        """The model's name for people."""
+
+    @property
+    def resolution(self) -> int:
+        """The short side, in pixels, that the model was trained at."""
+
+    def sample(self, request: Request) -> Iterator[Progress | Result]:
+        """Return a generator of a Progress a step and last the Result; closing it cancels."""
+
+    def explain_missing(self, control: str) -> str | None:
+        """Return why this ControlNet cannot be used, or None."""
+
+
+class Model:
+    """A pipeline that may still be loading. One object serves all apps and all visitors."""
+
+    def __init__(self, name: str, title: str, resolution: int, load: Callable[[], Pipeline]) -> None:
+        """Name what ``load`` will bring; nothing is loaded before ``start``."""
+        self.name, self.title, self.resolution = name, title, resolution
+        self._load = load
+        self._finished = threading.Event()
+        self._started = threading.Lock()
+        self._pipeline: Pipeline | None = None
+        self._error: Exception | None = None
+
+    @classmethod
+    def ready(cls, pipeline: Pipeline) -> Model:
+        """Wrap a pipeline that is loaded."""
+        model = cls(pipeline.name, pipeline.title, pipeline.resolution, lambda: pipeline)
+        model._started.acquire()
+        model._run()
+        return model
+
+    def start(self) -> None:
+        """Begin to load in the background, the first time this is called."""
+        if self._started.acquire(blocking=False):
+            threading.Thread(target=self._run, name="load-model", daemon=True).start()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait at most so long; tell whether loading is over, well or badly."""
+        self.start()
+        return self._finished.wait(seconds)
+
+    @property
+    def finished(self) -> bool:
+        """Whether loading is over, well or badly."""
+        return self._finished.is_set()
+
+    @property
+    def error(self) -> str | None:
+        """Why loading failed, in words for the page, or None."""
+        if self._error is None:
+            return None
+        if isinstance(self._error, (SuiteError, ValueError)):
+            return str(self._error)
+        return "The model could not be loaded: look at the program's log."
+
+    def get(self) -> Pipeline:
+        """Return the pipeline, waiting for it.
+
+        Raises:
+            SuiteError: loading failed; says what to do.
+        """
+        self.start()
+        self._finished.wait()
+        if self._pipeline is None:
+            raise SuiteError(self.error or "") from self._error
+        return self._pipeline
+
+    def _run(self) -> None:
+        try:
+            self._pipeline = self._load()
+            self.name, self.title = self._pipeline.name, self._pipeline.title
+        except (SuiteError, ValueError) as error:
+            log.error("%s", error)
+            self._error = error
+        except Exception as error:
+            log.exception("The model %s could not be loaded.", self.name)
+            self._error = error
+        finally:
+            self._finished.set()
+
+
+def explain_missing(pipeline: Pipeline, control: str) -> str | None:
+    """Return why this pipeline cannot use a ControlNet, and what to do, or None."""
+    try:
+        return pipeline.explain_missing(control)
+    except ValueError as error:  # the model has no ControlNet of this name at all
+        return str(error)
+
+
+def choose(wanted: str, controls: Sequence[str], located: Callable[[str], bool] | None = None) -> str:
+    """Resolve "auto": SD 1.5 when its weights and one of the ControlNets are there, else the demo model.
+
+    ``located`` tells whether the weights of a name in ckpts/registry.yaml are there.
+    """
+    if wanted.lower() != "auto":
+        return wanted
+    there = located or _is_there
+    config = load_config(FULL)
+    names = [config.controls[control] for control in controls if control in config.controls]
+    return FULL if there(config.weights) and any(there(name) for name in names) else DEMO
+
+
+def _is_there(name: str) -> bool:
+    from core.weights.registry import Registry
+
+    try:
+        Registry.load().locate(name)
+    except WeightsMissing:
+        return False
+    return True
+
+
+def describe(name_or_path: str) -> tuple[str, int]:
+    """Return a model's title and resolution before it is loaded; those of SD 1.5 for a checkpoint file.
+
+    Raises:
+        ValueError: neither a model's name nor a file.
+    """
+    path = Path(name_or_path)
+    if path.suffix.lower() not in {"", ".yaml", ".yml"}:
+        if not path.is_file():
+            raise ValueError(f"{name_or_path}: there is no such file. Give the path of a checkpoint.")
+        return path.name, 512
+    config: ModelConfig = load_config(name_or_path)
+    return config.title, config.resolution

@@ -1,0 +1,164 @@
+"""The settings beside a picture and a prompt: declared once, for the page, the endpoint and stored pictures.
+
+Labels, ranges, defaults and order are those of the ControlNet 1.0 demos; the preprocessor, the sampler
+and the start and end of control are new.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from annotators.base import Annotator, Checkbox, Slider
+from core.request import MAX_PROMPT_CHARS, MAX_SAMPLES, MAX_SEED
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ADDED_PROMPT = "best quality, extremely detailed"
+NEGATIVE_PROMPT = (
+    "longbody, lowres, bad anatomy, bad hands, missing fingers, extra digit, fewer digits, cropped, "
+    "worst quality, low quality"
+)
+SAMPLER_LABELS = {"ddim": "DDIM", "euler_a": "Euler a", "dpmpp_2m": "DPM++ 2M Karras", "unipc": "UniPC"}
+DETECT, READY_MAP, INVERTED_MAP = "detect", "none", "invert"
+
+
+@dataclass(frozen=True, slots=True)
+class Number(Slider):
+    """A number that is typed rather than slid."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A line of text."""
+
+    name: str
+    label: str
+    default: str = ""
+    info: str = ""
+    lines: int = 1
+
+    def check(self, value: Any) -> str:
+        """Return the text.
+
+        Raises:
+            ValueError: no text, or too long a one.
+        """
+        if not isinstance(value, str):
+            raise ValueError(f"{self.name} is {value!r:.80}: give a text.")
+        if len(value) > MAX_PROMPT_CHARS:
+            raise ValueError(f"{self.name} has {len(value):,} characters: give at most {MAX_PROMPT_CHARS:,}.")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of several words; ``choices`` maps each to its label."""
+
+    name: str
+    label: str
+    choices: tuple[tuple[str, str], ...]
+    default: str
+    info: str = ""
+
+    def check(self, value: Any) -> str:
+        """Return the word.
+
+        Raises:
+            ValueError: another word; lists those there are.
+        """
+        words = [word for word, _ in self.choices]
+        if value not in words:
+            raise ValueError(f"{self.name} is {value!r:.80}: give one of {', '.join(words)}.")
+        return str(value)
+
+
+Setting: TypeAlias = Slider | Checkbox | Number | Text | Choice
+
+PROMPT = Text("prompt", "Prompt")
+
+
+def declare(annotator: Annotator, resolution: int) -> tuple[Setting, ...]:
+    """Return the settings under "Advanced options", in the page's order.
+
+    ``resolution`` is the short side, in pixels, that the model was trained at: the default.
+    """
+    detector: tuple[Setting, ...] = annotator.params
+    if annotator.resolution is not None:
+        detector = (replace(annotator.resolution, name="detect_resolution"), *detector)
+    return (
+        Slider("num_samples", "Images", 1, MAX_SAMPLES, 1),
+        Slider("resolution", "Image Resolution", 256, 768, min(max(resolution, 256), 768), 64),
+        Slider("strength", "Control Strength", 0.0, 2.0, 1.0, 0.01),
+        Slider("start", "Control start", 0.0, 1.0, 0.0, 0.01),
+        Slider("end", "Control end", 0.0, 1.0, 1.0, 0.01),
+        Checkbox("guess_mode", "Guess Mode", False, "Works without a prompt: 50 steps, scale 3 to 5."),
+        _preprocessor(annotator),
+        *detector,
+        Slider("steps", "Steps", 1, 100, 20),
+        Choice("sampler", "Sampler", tuple(SAMPLER_LABELS.items()), "ddim"),
+        Slider("cfg_scale", "Guidance Scale", 0.1, 30.0, 9.0, 0.1),
+        Number("seed", "Seed", -1, MAX_SEED, -1, 1, "-1 takes a new one."),
+        Number("eta", "eta (DDIM)", 0.0, 1.0, 0.0, 0.01),
+        Text("added_prompt", "Added Prompt", ADDED_PROMPT),
+        Text("negative_prompt", "Negative Prompt", NEGATIVE_PROMPT, lines=2),
+    )
+
+
+def _preprocessor(annotator: Annotator) -> Choice:
+    choices = (
+        (DETECT, annotator.title or type(annotator).__name__),
+        (READY_MAP, "None: my image is already a map"),
+        (INVERTED_MAP, "None, inverted: my map is dark on light"),
+    )
+    return Choice("preprocessor", "Preprocessor", choices, DETECT)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that a person set, checked; ``detector`` holds the detector's own values."""
+
+    prompt: str
+    num_samples: int
+    resolution: int
+    strength: float
+    start: float
+    end: float
+    guess_mode: bool
+    preprocessor: str
+    detector: tuple[tuple[str, int | float | bool], ...]
+    detect_resolution: int | None
+    steps: int
+    sampler: str
+    cfg_scale: float
+    seed: int
+    eta: float
+    added_prompt: str
+    negative_prompt: str
+
+    @property
+    def full_prompt(self) -> str:
+        """The prompt and the added prompt."""
+        return ", ".join(part for part in (self.prompt.strip(), self.added_prompt.strip()) if part)
+
+
+def parse(values: Mapping[str, Any], declared: Sequence[Setting]) -> Settings:
+    """Check the values that a browser or a client sent, by name; -1 as the seed becomes a random one.
+
+    Raises:
+        ValueError: names the setting, its value and what is allowed.
+    """
+    checked: dict[str, Any] = {s.name: s.check(values.get(s.name)) for s in (PROMPT, *declared)}
+    if checked["start"] > checked["end"]:
+        raise ValueError(
+            f"start is {checked['start']:g}, after end {checked['end']:g}: give start at most end."
+        )
+    if checked["seed"] < 0:
+        checked["seed"] = secrets.randbelow(MAX_SEED - MAX_SAMPLES)
+    names = {f for f in Settings.__dataclass_fields__ if f in checked}
+    own = tuple((name, value) for name, value in checked.items() if name not in names)
+    checked.setdefault("detect_resolution", None)
+    return Settings(**{name: checked[name] for name in names | {"detect_resolution"}}, detector=own)

@@ -1,0 +1,114 @@
+"""The one page builder: any number of apps, one model, one queue."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads it when it is imported
+
+import gradio as gr  # noqa: E402
+
+import annotators  # noqa: E402
+from apps.page import look  # noqa: E402
+from apps.page.api import add_endpoint  # noqa: E402
+from apps.page.events import connect, share_inputs  # noqa: E402
+from apps.page.handlers import Handlers  # noqa: E402
+from apps.page.layout import Widgets, lay_out  # noqa: E402
+from apps.page.model import Model, Pipeline, explain_missing  # noqa: E402
+from apps.page.settings import declare  # noqa: E402
+from apps.spec import App  # noqa: E402
+
+TITLE = "ControlNet"
+MAX_UPLOAD = "20mb"
+MAX_WAITING = 20  # visitors in the queue; more are told to come back
+CLEAN_EVERY_SECONDS, KEEP_SECONDS = 3600, 24 * 3600
+
+
+def build(apps: Sequence[App], model: Model | Pipeline) -> gr.Blocks:
+    """Return the page: one app, or several as tabs, all drawing with ``model``.
+
+    ``model`` is a pipeline, or a Model that loads one when the page is up.
+    """
+    shared = model if isinstance(model, Model) else Model.ready(model)
+    with gr.Blocks(
+        title=TITLE, analytics_enabled=False, delete_cache=(CLEAN_EVERY_SECONDS, KEEP_SECONDS)
+    ) as page:
+        head = gr.HTML(
+            look.header(shared), js_on_load=look.THEME_SWITCH, elem_classes="plain", elem_id="head"
+        )
+        if len(apps) == 1:
+            widgets = [_add(apps[0], shared)]
+        else:
+            tabs, widgets = [], []
+            with gr.Tabs():
+                for app in apps:
+                    with gr.Tab(app.title, id=app.name) as tab:
+                        widgets.append(_add(app, shared))
+                    tabs.append(tab)
+            share_inputs(tabs, widgets)
+        page.load(
+            _follow_loading(apps, shared),
+            None,
+            [head, *(w.notice for w in widgets)],
+            show_progress="hidden",
+            concurrency_limit=None,
+            api_visibility="private",
+        )
+    return page.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
+
+
+def _add(app: App, model: Model) -> Widgets:
+    declared = declare(annotators.load(app.annotator), model.resolution)
+    widgets = lay_out(app, declared)
+    handlers = Handlers(app, declared, model, Path(widgets.gallery.GRADIO_CACHE))
+    connect(app, widgets, handlers)
+    add_endpoint(handlers)
+    return widgets
+
+
+def _follow_loading(apps: Sequence[App], model: Model) -> Any:
+    """Return a handler that keeps the head and the notes about missing weights true until loading is over."""
+
+    async def follow() -> AsyncIterator[list[Any]]:
+        model.start()
+        if not model.finished:
+            yield [look.header(model), *(gr.skip() for _ in apps)]
+        while not model.finished:
+            await asyncio.sleep(0.2)
+        notes = [model.error or explain_missing(model.get(), app.control) for app in apps]
+        yield [look.header(model), *(gr.update(value=look.notice(n), visible=bool(n)) for n in notes)]
+
+    return follow
+
+
+def serve(
+    page: gr.Blocks,
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    share: bool = False,
+    auth: tuple[str, str] | None = None,
+    quiet: bool = False,
+) -> str:
+    """Start to serve the page and return its address; the caller keeps the process alive."""
+    _, local, _ = page.launch(
+        server_name=host,
+        server_port=port,
+        share=share,
+        auth=auth,
+        quiet=quiet,
+        prevent_thread_lock=True,
+        max_file_size=MAX_UPLOAD,
+        enable_monitoring=False,
+        run_history=False,
+        ssr_mode=False,
+        footer_links=["api"],
+        favicon_path=look.FAVICON,
+        theme=look.theme(),
+        css_paths=[look.CSS_FILE],
+    )
+    return str(local)

@@ -1,0 +1,118 @@
+"""Start the page: ``python launch.py --app canny``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from apps import all_apps, find_apps
+
+if TYPE_CHECKING:
+    from apps.page.model import Model, Pipeline
+
+DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 7860
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    env = os.environ
+    p = argparse.ArgumentParser(
+        prog="launch.py", description="Draw pictures that follow the structure of yours, in the browser."
+    )
+    p.add_argument(
+        "--app",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="The apps to open, as tabs when there are several; without it, all of them.",
+    )
+    p.add_argument(
+        "--model",
+        default="auto",
+        metavar="auto|demo|sd15|sd21|PATH",
+        help="The model that draws: auto takes Stable Diffusion 1.5 when its weights are there, else the "
+        "bundled demo model; PATH is a checkpoint or a YAML file.",
+    )
+    p.add_argument(
+        "--device",
+        default="auto",
+        help="Where to compute: auto, cpu, cuda, cuda:1 or mps; auto takes the fastest.",
+    )
+    p.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "float16", "bfloat16"),
+        help="The numbers to compute with: auto takes the fastest that the device knows by itself.",
+    )
+    p.add_argument(
+        "--host",
+        default=env.get("GRADIO_SERVER_NAME", DEFAULT_HOST),
+        help="The address to listen on: 127.0.0.1 serves this machine only, 0.0.0.0 its network too.",
+    )
+    p.add_argument(
+        "--port",
+        type=int,
+        default=int(env.get("GRADIO_SERVER_PORT", DEFAULT_PORT)),
+        help="The port to listen on; it must be free.",
+    )
+    p.add_argument("--share", action="store_true", help="Also open a public address; who has it can draw.")
+    p.add_argument("--auth", metavar="USER:PASSWORD", help="Ask visitors for this name and this password.")
+    p.add_argument(
+        "--low-vram",
+        action="store_true",
+        help="Keep on the GPU only the part that computes: slower, but needs less memory.",
+    )
+    p.add_argument("--list", action="store_true", help="List the apps and stop.")
+    return p
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    cli = parser()
+    args = cli.parse_args(arguments)
+    if args.list:
+        for app in all_apps():
+            also = f"  (also {', '.join(app.aliases)})" if app.aliases else ""
+            print(f"{app.name:16} {app.title}{also}")
+        return 0
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    user, colon, password = (args.auth or "").partition(":")
+    if args.auth and not (user and colon and password):
+        cli.error("--auth takes USER:PASSWORD, with a colon between them.")
+    try:
+        apps = find_apps(args.app) if args.app else all_apps()
+        model = _model(args, [app.control for app in apps])
+    except ValueError as error:
+        cli.error(str(error))
+
+    from apps.ui import build, serve
+
+    page = build(apps, model)
+    auth = (user, password) if args.auth else None
+    serve(page, host=args.host, port=args.port, share=args.share, auth=auth)
+    model.start()  # after the page is up, so that it answers while the weights load
+    page.block_thread()
+    return 0
+
+
+def _model(args: argparse.Namespace, controls: Sequence[str]) -> Model:
+    """Say which model draws; nothing is loaded yet."""
+    from apps.page.model import Model, choose, describe
+
+    name = choose(args.model, controls)
+    title, resolution = describe(name)
+
+    def load() -> Pipeline:
+        from core import load_pipeline
+
+        return load_pipeline(name, device=args.device, dtype=args.dtype, low_vram=args.low_vram)
+
+    return Model(name, title, resolution, load)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
