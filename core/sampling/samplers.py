@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 from torch import Tensor
 
 from core.sampling.schedule import Schedule
@@ -148,20 +147,21 @@ def unipc(
 ) -> Iterator[StepState]:
     """Walk UniPC: predictor and corrector of order 2 with one model call a step; ``eta`` plays no part.
 
-    Time steps are evenly spread from the last to 0; the last step is first order and has no corrector, as
-    published. ``x_t`` of every step but the last is the prediction, corrected once the next step's model call
-    is there.
+    The paper leaves the time steps open; these are at Karras noise levels, down to that of time step 0. Steps
+    even in time make the last one so long that the error at 20 steps is ten times larger (x_0 normal with
+    deviation 0.5). The last step is first order and has no corrector, as published. ``x_t`` of every step but
+    the last is the prediction, corrected once the next step's model call is there.
 
     Source: arXiv 2302.04867, algorithms 5 to 8 (data prediction, multistep, B(h) = exp(h) - 1).
     """
-    times = np.linspace(schedule.num_timesteps - 1, 0.0, steps + 1)
-    lams = [-schedule.log_sigma(t) for t in times]
-    sigmas = [1.0 / math.hypot(1.0, math.exp(lam)) for lam in lams]
-    alphas = [1.0 / math.hypot(1.0, math.exp(-lam)) for lam in lams]
+    levels = schedule.karras_sigmas(steps + 1)[:-1]
+    lams = [-math.log(level) for level in levels]
+    alphas = [1.0 / math.hypot(1.0, level) for level in levels]
+    sigmas = [level * alpha for level, alpha in zip(levels, alphas, strict=True)]
     x_t = x_T
     points: list[_Point] = []  # at most the two before this step
     for i in range(steps):
-        x_0 = (x_t - sigmas[i] * model(x_t, float(times[i]), i)) / alphas[i]
+        x_0 = (x_t - sigmas[i] * model(x_t, schedule.time(levels[i]), i)) / alphas[i]
         if points:
             before = points[-2] if len(points) > 1 else None
             x_t = _unipc_move(points[-1], before, alphas[i], sigmas[i], lams[i], x_0)
