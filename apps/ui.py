@@ -20,7 +20,7 @@ from apps.page.handlers import Handlers  # noqa: E402
 from apps.page.layout import Widgets, lay_out  # noqa: E402
 from apps.page.model import Model, Pipeline, explain_missing  # noqa: E402
 from apps.page.settings import declare  # noqa: E402
-from apps.spec import App  # noqa: E402
+from apps.spec import EXAMPLES_DIR, App  # noqa: E402
 
 TITLE = "ControlNet"
 MAX_UPLOAD = "20mb"
@@ -103,6 +103,7 @@ def serve(
         quiet=quiet,
         prevent_thread_lock=True,
         max_file_size=MAX_UPLOAD,
+        allowed_paths=[str(EXAMPLES_DIR)],
         enable_monitoring=False,
         run_history=False,
         ssr_mode=False,

@@ -17,17 +17,23 @@ from apps.page.restore import Restored, restore
 from apps.spec import App
 
 QUEUE = "gpu"  # all apps share it, since all share one model
+# On a phone the results are below the inputs: bring them into view when a run begins.
+SHOW_RESULTS = """() => {
+  if (innerWidth < 720) document.getElementById('ID').scrollIntoView({behavior: 'smooth'});
+  return [];
+}"""
 
 
 def connect(app: App, widgets: Widgets, handlers: Handlers) -> None:
     """Wire one app."""
     w = widgets
     buttons = [w.run, w.cancel, w.status]
-    start = _quietly(partial(gr.on, [w.run.click, w.prompt.submit]), _busy, None, buttons)
+    show = SHOW_RESULTS.replace("ID", f"{app.name}-status")
+    start = _quietly(partial(gr.on, [w.run.click, w.prompt.submit], js=show), _busy, None, buttons)
     running = [_run_after(start, w, handlers)]
     if w.examples is not None:
         filled = _quietly(w.examples.click, _fill_from(app), [w.examples], [w.image, w.prompt])
-        running.append(_run_after(_quietly(filled.then, _busy, None, buttons), w, handlers))
+        running.append(_run_after(_quietly(partial(filled.then, js=show), _busy, None, buttons), w, handlers))
     _quietly(w.cancel.click, _cancelled, None, buttons, cancels=running)
     resolution = w.settings["resolution"]
     gr.on(

@@ -74,15 +74,14 @@ def lay_out(app: App, declared: tuple[Setting, ...]) -> Widgets:
                 buttons=["download", "download_all", "fullscreen"],
                 elem_id=f"{app.name}-gallery",
             )
-            with gr.Row(equal_height=True, elem_classes="below"):
-                examples = _examples(app)
-                restore = gr.File(
-                    label="Restore settings: drop a PNG made here",
-                    file_types=[".png"],
-                    height=120,
-                    elem_id=f"{app.name}-restore",
-                    elem_classes="restore",
-                )
+            examples = _examples(app)
+            restore = gr.File(
+                label="Restore settings: drop a PNG made here",
+                file_types=[".png"],
+                height=76,
+                elem_id=f"{app.name}-restore",
+                elem_classes="restore",
+            )
     return Widgets(
         image, prompt, run, cancel, size, settings, randomize, restore, examples, notice, status, gallery
     )
@@ -165,5 +164,4 @@ def _examples(app: App) -> gr.Dataset | None:
         samples_per_page=12,
         elem_id=f"{app.name}-examples",
         elem_classes="examples",
-        scale=3,
     )
