@@ -60,7 +60,7 @@ class ControlNet(UNetEncoder):
             hint_embedding: what ``embed_hint`` made of the hint; batch B or 1.
         """
         kvs = iter(context if isinstance(context, tuple) else self.project_context(context))
-        *outputs, middle = self.encode(x, self.embed_time(t), kvs, hint=hint_embedding)
+        *outputs, middle = self.encode(x, self.embed_time(t, x.dtype), kvs, hint=hint_embedding)
         residuals = [conv(h) for conv, h in zip(self.zero_convs, outputs, strict=True)]
         residuals.append(self.middle_block_out(middle))
         return residuals

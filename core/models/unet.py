@@ -69,9 +69,8 @@ class UNetEncoder(nn.Module):
         """How many residuals a ControlNet of this shape gives: one an input block, one for the middle."""
         return len(self.input_blocks) + 1
 
-    def embed_time(self, t: Tensor) -> Tensor:
+    def embed_time(self, t: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the (B, 4 * model_channels) embedding of the time steps ``t`` (B,)."""
-        dtype = next(self.time_embed.parameters()).dtype
         return self.time_embed(timestep_embedding(t, self.config.model_channels).to(dtype))
 
     def project_context(self, context: Tensor) -> ContextKV:
@@ -140,7 +139,7 @@ class UNet(UNetEncoder):
             residuals: one for each input block's skip, last the middle block's; each (B, c, h', w') or None
                 for nothing, which is how control on the middle block alone is asked for.
         """
-        emb = self.embed_time(t)
+        emb = self.embed_time(t, x.dtype)
         kvs = iter(context if isinstance(context, tuple) else self.project_context(context))
         *skips, h = self.encode(x, emb, kvs)
         if residuals is not None:

@@ -1,0 +1,83 @@
+"""Bfloat16 weights kept in the order that the processor multiplies in, for inference on a CPU.
+
+oneDNN, which computes torch's bfloat16 convolutions and matrix products on x86, wants weights in blocks. Given
+plain ones it reorders them at every call, which at few pixels costs more than the product. Packed once, they
+take the same memory and give the same bits. docs/performance.md has the figures; in float32 nothing is gained.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# The side of the feature maps that weights are packed for; the order that oneDNN then chooses suits others too.
+TYPICAL_SIDE = 64
+
+
+class Packed(nn.Module):
+    """A layer whose weight is packed; its state dict holds the plain weight under the published key."""
+
+    packed: Tensor
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        destination[f"{prefix}weight"] = self.packed.to_dense()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+
+class PackedConv2d(Packed):
+    """A convolution."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        """Take the weights of ``conv``."""
+        super().__init__()
+        self.bias = conv.bias
+        self.geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
+        shape = [2, conv.in_channels, TYPICAL_SIDE, TYPICAL_SIDE]
+        weight = conv.weight.detach()
+        self.packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry, shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x`` (B, C, h, w)."""
+        convolve = torch.ops.mkldnn._convolution_pointwise
+        return convolve(x, self.packed, self.bias, *self.geometry, "none", [], "")
+
+
+class PackedLinear(Packed):
+    """A linear map."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        """Take the weights of ``linear``."""
+        super().__init__()
+        self.bias = linear.bias
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x`` (..., C)."""
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+
+
+def can_pack() -> bool:
+    """Say whether this processor multiplies bfloat16 itself and this version of torch has packed layers."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+        return False
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def pack_weights(network: nn.Module) -> None:
+    """Pack the bfloat16 convolutions and linear maps of ``network`` on the CPU, in place, one at a time.
+
+    For a network that from then on is used without gradients and not moved. What cannot be packed stays as it
+    is, all of it where ``can_pack`` says no.
+    """
+    if not can_pack():
+        return
+    for parent in list(network.modules()):
+        for name, layer in list(parent.named_children()):
+            # Exactly these types: who derives from them may read the weight itself.
+            if type(layer) not in {nn.Conv2d, nn.Linear}:
+                continue
+            if layer.weight.device.type != "cpu" or layer.weight.dtype != torch.bfloat16:
+                continue
+            setattr(parent, name, PackedConv2d(layer) if type(layer) is nn.Conv2d else PackedLinear(layer))

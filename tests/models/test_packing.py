@@ -1,0 +1,64 @@
+"""Packed weights are the same weights, and compute the same bits."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from core.models.controlnet import ControlNet
+from core.models.packing import Packed, can_pack, pack_weights
+from core.models.unet import UNet
+from tests.golden_networks import SMALL21_UNET, SMALL_CONTROL, SMALL_UNET, load_golden, materialise
+
+needs_packing = pytest.mark.skipif(not can_pack(), reason="this processor has no bfloat16 products")
+
+
+def bfloat16_pair() -> tuple[UNet, ControlNet]:
+    unet = materialise(UNet(SMALL_UNET), "model.diffusion_model.", "public-small")
+    control = materialise(ControlNet(SMALL_UNET, SMALL_CONTROL), "control_model.", "public-small")
+    return unet.bfloat16(), control.bfloat16()
+
+
+@torch.inference_mode()
+def eps(unet: UNet, control: ControlNet) -> torch.Tensor:
+    golden = {k: v.bfloat16() for k, v in load_golden("small").items() if k in {"x", "context", "hint"}}
+    x = golden["x"].contiguous(memory_format=torch.channels_last)
+    t = torch.tensor([3, 777])
+    residuals = control(x, t, golden["context"], control.embed_hint(golden["hint"]))
+    return unet(x, t, golden["context"], residuals)
+
+
+@needs_packing
+def test_packing_changes_no_bit_of_eps() -> None:
+    unet, control = bfloat16_pair()
+    before = eps(unet, control)
+    pack_weights(unet)
+    pack_weights(control)
+    assert torch.equal(eps(unet, control), before)
+
+
+@needs_packing
+def test_everything_large_is_packed() -> None:
+    unet, _ = bfloat16_pair()
+    pack_weights(unet)
+    assert not any(isinstance(m, nn.Conv2d | nn.Linear) for m in unet.modules())
+    assert all(p.ndim == 1 for p in unet.parameters())
+
+
+@needs_packing
+def test_the_state_dict_of_a_packed_network_holds_the_plain_weights() -> None:
+    _, control = bfloat16_pair()
+    plain = copy.deepcopy(control.state_dict())
+    pack_weights(control)
+    packed = control.state_dict()
+    assert packed.keys() == plain.keys()
+    assert all(torch.equal(packed[key], plain[key]) for key in plain)
+
+
+def test_a_float32_network_is_left_as_it_is() -> None:
+    unet = UNet(SMALL21_UNET)
+    pack_weights(unet)
+    assert not any(isinstance(m, Packed) for m in unet.modules())
