@@ -214,9 +214,14 @@ def _fill(
     dtype: torch.dtype,
     base: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Give a network on the meta device its weights, one tensor at a time, so that only one is held twice."""
+    """Give a network on the meta device its weights, one tensor at a time, so that only one is held twice.
+
+    The largest come first: what is held twice is the most while the least is held at all.
+    """
     state = {}
-    for ours, empty in module.state_dict().items():
+    wanted = module.state_dict()
+    for ours in sorted(wanted, key=lambda key: -wanted[key].numel()):
+        empty = wanted[ours]
         target = dtype if empty.is_floating_point() else empty.dtype
         if ours not in plan.sources and base is not None:
             state[ours] = base[ours].to(device=device, dtype=target, copy=True)

@@ -93,8 +93,8 @@ def check_bytes(path: Path, sha256: str | None, size_bytes: int | None) -> str |
 def check_file(registry: Registry, path: Path) -> str | None:
     """Say what is wrong with a weight file on this computer; None if nothing.
 
-    Digest and size are compared where the registry knows them for a file of this name; where it knows no digest,
-    the file is opened, which finds one that is cut off.
+    Digest and size are compared where the registry knows them for a file of this name; where it knows no
+    digest, the file is opened, which finds one that is cut off.
     """
     from core.weights.formats import open_tensors  # brings torch, which fetching does without
 
@@ -147,7 +147,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, errors.GatedRepoError):
         return "its owner asks for consent. Agree on its page, then set HF_TOKEN and try again."
     if isinstance(error, (errors.EntryNotFoundError, errors.RevisionNotFoundError)):
-        return "the hub has no such file. It may have moved: find it by its name and put it into the ckpts folder."
+        return "the hub has no such file; it may have moved. Find it by its name and put it into ckpts."
     if isinstance(error, errors.RepositoryNotFoundError):
         return "the hub has no such repository, or it needs a login. Set HF_TOKEN if you have one."
     if isinstance(error, errors.HfHubHTTPError):

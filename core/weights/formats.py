@@ -16,7 +16,7 @@ from torch import Tensor
 
 from core.errors import CheckpointMismatch
 
-WINDOW_BYTES = 64 * 2**20  # a mapping is renewed after so many: pages read stay resident until then
+WINDOW_BYTES = 16 * 2**20  # a mapping is renewed after so many: pages read stay resident until then
 HEADER_LIMIT = 100_000_000  # bytes; the longest header that the safetensors format allows
 DTYPES = {
     "F64": torch.float64,
@@ -65,7 +65,7 @@ class TensorFile(ABC):
         """Return a tensor as stored, on the CPU: a view of the mapped file: copy it and let it go."""
         self._mapped += self.tensors[key].nbytes
         if self._mapped > WINDOW_BYTES:
-            self._mapped = 0
+            self._mapped = self.tensors[key].nbytes
             self._open()
         return self._get(key)
 
