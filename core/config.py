@@ -21,8 +21,9 @@ class ConfigError(ValueError):
 class UNetConfig:
     """Sizes of the diffusion UNet, in the published YAML's own words.
 
-    ``attention_resolutions`` are downsampling factors at which transformers stand. Exactly one of ``num_heads`` (the
-    same number at every level) and ``num_head_channels`` (the same size at every level) is positive.
+    ``attention_resolutions`` are downsampling factors at which transformers stand. Exactly one of
+    ``num_heads`` (the same number at every level) and ``num_head_channels`` (the same size at every level)
+    is positive.
     """
 
     in_channels: int = 4
@@ -66,7 +67,8 @@ class TextConfig:
     """Sizes of the text transformer and how its output is read.
 
     ``layout`` names the published keys: "hf" (``transformer.text_model.*``) or "open_clip" (``model.*``).
-    ``kept_tokens`` above 0 means that the embedding has rows only for that many listed tokens, plus one for all others.
+    ``kept_tokens`` above 0 means that the embedding has rows only for that many listed tokens, plus one for
+    all others.
     """
 
     width: int = MISSING
@@ -83,7 +85,7 @@ class TextConfig:
 
 @dataclass
 class ScheduleConfig:
-    """The noise schedule: betas are the squares of ``linspace(sqrt(linear_start), sqrt(linear_end), timesteps)``."""
+    """The noise schedule: betas are squares of ``linspace(sqrt(linear_start), sqrt(linear_end), timesteps)``."""
 
     timesteps: int = 1000
     linear_start: float = 0.00085
@@ -95,13 +97,15 @@ class ScheduleConfig:
 class ModelConfig:
     """One base model and the ControlNets that fit it.
 
-    ``weights`` and the values of ``controls`` are names in ckpts/registry.yaml. ``resolution`` is the short side, in
-    pixels, that the model was trained at.
+    ``weights`` and the values of ``controls`` are names in ckpts/registry.yaml. ``resolution`` is the short
+    side, in pixels, that the model was trained at; ``cfg_scale`` is the guidance scale that the page starts
+    with.
     """
 
     name: str = MISSING
     title: str = MISSING
     resolution: int = 512
+    cfg_scale: float = 9.0
     weights: str = MISSING
     controls: dict[str, str] = field(default_factory=dict)
     unet: UNetConfig = field(default_factory=UNetConfig)
@@ -126,7 +130,9 @@ def load_config(name_or_path: str | Path) -> ModelConfig:
     if path.suffix not in {".yaml", ".yml"}:
         path = CONFIG_DIR / f"{name_or_path}.yaml"
     if not path.is_file():
-        raise ConfigError(f"{name_or_path}: no such model. Give one of {', '.join(config_names())}, or a YAML path.")
+        raise ConfigError(
+            f"{name_or_path}: no such model. Give one of {', '.join(config_names())}, or a YAML path."
+        )
     try:
         merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), OmegaConf.load(path))
         config = cast(ModelConfig, OmegaConf.to_object(merged))
@@ -151,4 +157,6 @@ def _check(config: ModelConfig, path: Path) -> None:
     if text.width != unet.context_dim:
         raise ConfigError(f"{path}: text.width is {text.width} but unet.context_dim is {unet.context_dim}.")
     if config.vae.embed_dim != unet.in_channels:
-        raise ConfigError(f"{path}: vae.embed_dim is {config.vae.embed_dim}, unet.in_channels {unet.in_channels}.")
+        raise ConfigError(
+            f"{path}: vae.embed_dim is {config.vae.embed_dim}, unet.in_channels {unet.in_channels}."
+        )

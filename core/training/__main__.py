@@ -1,0 +1,107 @@
+"""Command line of training: each stage is one command, resumes where it stopped, and prints its own help."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from core.config import ModelConfig, load_config
+
+RUNS = Path("runs/demo")
+CKPTS = Path(__file__).parents[2] / "ckpts" / "demo"
+
+
+def _stage(commands: argparse._SubParsersAction, name: str, words: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=words, description=words)
+    parser.add_argument("--data", type=Path, default=RUNS / "scenes", help="folder of the rendered scenes")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder that holds the runs' checkpoints")
+    return parser
+
+
+def _training(parser: argparse.ArgumentParser, *, steps: int, rate: float, batch: int) -> None:
+    parser.add_argument("--steps", type=int, default=steps, help=f"optimiser steps in all (default {steps})")
+    parser.add_argument("--minutes", type=float, help="end this run after so long; the next one resumes")
+    parser.add_argument("--rate", type=float, default=rate, help=f"learning rate (default {rate:g})")
+    parser.add_argument("--decay", type=int, default=0, help="last steps over which the rate falls to zero")
+    parser.add_argument("--batch", type=int, default=batch, help=f"samples a step (default {batch})")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    top = argparse.ArgumentParser(prog="python -m core.training", description=__doc__)
+    top.add_argument("--config", default="demo", help="model config: a name or a YAML path (default demo)")
+    commands = top.add_subparsers(dest="command", required=True)
+    sub = _stage(commands, "render", "compose toy-world scenes into --data")
+    sub.add_argument("--count", type=int, default=16384, help="scenes (default 16384)")
+    sub.add_argument("--workers", type=int, default=2, help="processes (default 2)")
+    _training(_stage(commands, "vae", "train the autoencoder"), steps=2200, rate=1e-3, batch=8)
+    _stage(commands, "latents", "whiten the autoencoder and encode the scenes")
+    _training(_stage(commands, "base", "train UNet and text encoder"), steps=6000, rate=5e-4, batch=16)
+    sub = _stage(commands, "control", "train a ControlNet on the locked base and export it")
+    _training(sub, steps=2000, rate=4e-4, batch=16)
+    sub.add_argument("--control", default="canny", help="which control (default canny)")
+    sub.add_argument("--ckpts", type=Path, default=CKPTS, help="folder of the exported files")
+    sub = _stage(commands, "export", "write the trained base to --ckpts")
+    sub.add_argument("--ckpts", type=Path, default=CKPTS, help="folder of the exported files")
+    sub = commands.add_parser("evaluate", help="measure the bundled demo model on held-out scenes")
+    sub.add_argument("--count", type=int, default=256, help="scenes (default 256)")
+    sub.add_argument("--steps", type=int, default=20, help="sampling steps (default 20)")
+    sub.add_argument("--sheet", type=Path, help="PNG of the first scenes: scene, hint, result")
+    return top
+
+
+def main() -> None:
+    """Run one command."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args = parser().parse_args()
+    config = load_config(args.config)
+    if args.command == "evaluate":
+        from core.training.demo import evaluate_demo
+
+        report = evaluate_demo(args.count, args.steps, args.sheet)
+        print(report.table())
+        print(f"\n{report.seconds_per_picture:.2f} s a picture")
+        return
+    if args.command == "render":
+        from core.training.data import render
+        from core.training.toyworld.sprites import default_cache_dir, fetch_sprites
+
+        fetch_sprites(default_cache_dir())
+        render(args.data, default_cache_dir(), args.count, workers=args.workers)
+        return
+    run_stage(args, config)
+
+
+def run_stage(args: argparse.Namespace, config: ModelConfig) -> None:
+    """Run one training stage."""
+    from core.training import demo
+    from core.training.base import train_base
+    from core.training.loop import LoopConfig
+    from core.training.vae import train_vae
+
+    vae_run, base_run = args.runs / "vae", args.runs / "base"
+    if args.command == "latents":
+        return demo.make_latents(config, args.data, vae_run)
+    if args.command == "export":
+        return demo.export_demo_base(config, vae_run, base_run, args.ckpts / "base.safetensors")
+    name = f"control_{args.control}" if args.command == "control" else args.command
+    loop = LoopConfig(
+        output=args.runs / name,
+        steps=args.steps,
+        minutes=args.minutes,
+        learning_rate=args.rate,
+        decay=args.decay,
+    )
+    if args.command == "vae":
+        return train_vae(config, args.data, loop, batch_size=args.batch)
+    if args.command == "base":
+        return train_base(config, args.data, loop, batch_size=args.batch)
+    output = args.ckpts / f"{args.control}.safetensors"
+    demo.train_demo_control(
+        config, args.data, base_run, loop, control=args.control, batch_size=args.batch, output=output
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Rendered scenes on disk, and the latents made of them: what the demo model's networks learn from."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from core.training.toyworld.scene import make_scene
+from core.training.toyworld.sprites import SpriteLibrary
+
+log = logging.getLogger(__name__)
+
+
+def _render_chunk(seeds: Sequence[int], sprites: Path, size: int) -> tuple[NDArray[np.uint8], list[str]]:
+    library = SpriteLibrary.load(sprites)
+    scenes = [make_scene(seed, library, size) for seed in seeds]
+    return np.stack([scene.image for scene in scenes]), [scene.caption for scene in scenes]
+
+
+def render(
+    output: Path, sprites: Path, count: int, *, first_seed: int = 0, size: int = 256, workers: int = 2
+) -> None:
+    """Write ``count`` scenes to ``output``: images.npy (count, size, size, 3) uint8 RGB and captions.json."""
+    output.mkdir(parents=True, exist_ok=True)
+    partial_path = output / "images.partial.npy"
+    images = np.lib.format.open_memmap(partial_path, mode="w+", dtype=np.uint8, shape=(count, size, size, 3))
+    captions: list[str] = []
+    seeds = range(first_seed, first_seed + count)
+    chunks = [seeds[i : i + 128] for i in range(0, count, 128)]
+    with ProcessPoolExecutor(workers) as pool:
+        work = pool.map(partial(_render_chunk, sprites=sprites, size=size), chunks)
+        for pictures, words in tqdm(work, total=len(chunks), desc="render", mininterval=10):
+            images[len(captions) : len(captions) + len(words)] = pictures
+            captions += words
+    images.flush()
+    (output / "captions.json").write_text(json.dumps(captions, ensure_ascii=False, indent=0))
+    os.replace(partial_path, output / "images.npy")
+
+
+@dataclass(frozen=True, slots=True)
+class Scenes:
+    """Rendered scenes: ``images`` (N, size, size, 3) uint8 RGB, mapped from disk, and their captions."""
+
+    images: NDArray[np.uint8]
+    captions: tuple[str, ...]
+
+    @classmethod
+    def open(cls, folder: Path) -> Scenes:
+        """Open what ``render`` wrote.
+
+        Raises:
+            FileNotFoundError: with the command that renders the scenes.
+        """
+        if not (folder / "images.npy").exists():
+            raise FileNotFoundError(
+                f"{folder} holds no rendered scenes. Run: python -m core.training render --data {folder}"
+            )
+        captions = json.loads((folder / "captions.json").read_text())
+        return cls(np.load(folder / "images.npy", mmap_mode="r"), tuple(captions))
+
+    def __len__(self) -> int:
+        """Return how many scenes there are."""
+        return len(self.captions)
+
+
+def to_tensor(images: NDArray[np.uint8]) -> Tensor:
+    """Map (B, H, W, 3) uint8 to (B, 3, H, W) float32 in [-1, 1]."""
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float32)).div_(127.5).sub_(1.0)

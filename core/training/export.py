@@ -1,0 +1,61 @@
+"""Write trained networks as float16 safetensors: published prefixes, the config in the metadata."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+from torch import Tensor
+
+from core.config import ModelConfig
+from core.models.controlnet import ControlNet
+from core.models.text_encoder import TextEncoder
+from core.models.unet import UNet
+from core.models.vae import AutoencoderKL
+
+
+def _half(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        prefix + key: (t.half() if t.is_floating_point() else t).detach().contiguous()
+        for key, t in tensors.items()
+    }
+
+
+def _save(tensors: dict[str, Tensor], path: Path, config: ModelConfig) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata={"format": "controlnet-suite", "config": OmegaConf.to_yaml(config)})
+    os.replace(partial, path)
+
+
+def export_base(config: ModelConfig, unet: UNet, vae: AutoencoderKL, text: TextEncoder, path: Path) -> None:
+    """Write one base file: UNet, autoencoder and text encoder."""
+    tensors = _half(unet.state_dict(), "model.diffusion_model.")
+    tensors |= _half(vae.state_dict(), "first_stage_model.")
+    tensors |= _half(text.state_dict(), "cond_stage_model.model.")
+    _save(tensors, path, config)
+
+
+def export_control(config: ModelConfig, net: ControlNet, path: Path) -> None:
+    """Write one control-only file, without prefix."""
+    _save(_half(net.state_dict(), ""), path, config)
+
+
+def load_average(module: torch.nn.Module, checkpoint: Path) -> None:
+    """Load the moving average of a training run's checkpoint into ``module``.
+
+    Raises:
+        FileNotFoundError: with what to run first.
+    """
+    if not checkpoint.exists():
+        raise FileNotFoundError(f"{checkpoint} is not there. Train that network first.")
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    missing, unexpected = module.load_state_dict(state["ema"], strict=False)
+    if unexpected or [key for key in missing if key != "text.token_ids"]:
+        raise ValueError(
+            f"{checkpoint} is of another network: missing {missing[:3]}, unexpected {unexpected[:3]}."
+        )
