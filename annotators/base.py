@@ -233,16 +233,26 @@ def passthrough(image: Any, size: tuple[int, int], *, invert: bool = False) -> A
 def _resize_map(given: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     if given.shape[:2] == tuple(size):
         return given.copy()
-    packed = given.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)  # (h, w), one number a colour
-    colours = len(np.unique(packed))
-    low, high = int(given.min()), int(given.max())
-    if colours == 2 and np.isin(given, (low, high)).all():
-        shares = resize(given, size, cv2.INTER_AREA if min(size) < min(given.shape[:2]) else cv2.INTER_LINEAR)
-        # A quarter of the way up, not half: a line one pixel wide survives being halved.
-        return np.where(shares >= low + (high - low) / 4, np.uint8(high), np.uint8(low))
-    if colours < 200:
+    colours = _colours(given)
+    grey = bool((colours == colours[:, :1]).all())
+    if not grey and len(colours) < 200:
         return resize(given, size, cv2.INTER_NEAREST)
-    return resize(given, size, cv2.INTER_AREA if min(size) < min(given.shape[:2]) else cv2.INTER_LINEAR)
+    smooth = cv2.INTER_AREA if min(size) < min(given.shape[:2]) else cv2.INTER_LINEAR
+    shares = resize(given, size, smooth)
+    if grey and len(colours) == 2:
+        low, high = colours[:, 0].min(), colours[:, 0].max()
+        # A quarter of the way up, not half: a line one pixel wide survives being halved.
+        return np.where(shares >= low + (float(high) - low) / 4, high, low)
+    return shares
+
+
+def _colours(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the colours that occur in (h, w, 3), as (n, 3)."""
+    red, green, blue = (picture[:, :, i].astype(np.uint32) for i in range(3))
+    seen = np.zeros(2**24, np.bool_)
+    seen[red << 16 | green << 8 | blue] = True
+    found = np.flatnonzero(seen)
+    return np.stack([found >> 16, found >> 8 & 255, found & 255], axis=1).astype(np.uint8)
 
 
 def looks_inverted(image: Any) -> bool:

@@ -93,16 +93,17 @@ def _decode(image: Image.Image) -> NDArray[np.uint8]:
     try:
         image.load()
         image = _upright(image)
-        if image.mode.startswith("I") or image.mode == "F":
-            return _hwc3(_to_8_bit(_deep_array(image)))
-        transparent = "transparency" in image.info or image.mode in {"RGBA", "LA", "PA", "La", "RGBa"}
-        return _hwc3(np.asarray(image.convert("RGBA" if transparent else "RGB")))
-    except ValueError:
-        raise
+        deep = image.mode.startswith("I") or image.mode == "F"
+        if not deep:
+            transparent = "transparency" in image.info or image.mode in {"RGBA", "LA", "PA", "La", "RGBa"}
+            image = image.convert("RGBA" if transparent else "RGB")
+        values = np.asarray(image)
     except Exception as error:  # see open_image
         raise ValueError(
             f"The picture is damaged or incomplete ({error}): save it again, or give another."
         ) from error
+
+    return _hwc3(_to_8_bit(_at_most_16_bit(values) if deep else values))
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -114,11 +115,10 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
-def _deep_array(image: Image.Image) -> NDArray[Any]:
-    """Return a 16-bit, 32-bit or float Pillow image as uint16 or as floats in [0, 1]."""
-    values = np.asarray(image)
-    if values.dtype == np.uint16 or image.mode == "F":
-        return values
+def _at_most_16_bit(values: NDArray[Any]) -> NDArray[Any]:
+    """Return 32-bit integers, as which some 16-bit files are read, as uint16; others as they are."""
+    if values.dtype.itemsize == 2 or np.issubdtype(values.dtype, np.floating):
+        return values.astype(values.dtype.newbyteorder("="))
     if values.min() < 0 or values.max() > 65_535:
         raise ValueError("The picture has more than 16 bits a channel: save it with 8 or 16 bits.")
     return values.astype(np.uint16)
@@ -150,9 +150,12 @@ def _hwc3(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return np.repeat(image, 3, axis=2)
     if channels == 3:
         return np.ascontiguousarray(image)
-    alpha = image[:, :, 3:].astype(np.float32) / 255.0
-    blended = image[:, :, :3].astype(np.float32) * alpha + 255.0 * (1.0 - alpha)
-    return blended.clip(0, 255).astype(np.uint8)
+    out = np.empty((*image.shape[:2], 3), np.uint8)
+    for top in range(0, len(image), 256):  # in strips: as floats a large picture would take gigabytes
+        strip = image[top : top + 256].astype(np.float32)
+        alpha = strip[:, :, 3:] / 255.0
+        out[top : top + 256] = (strip[:, :, :3] * alpha + 255.0 * (1.0 - alpha)).clip(0, 255).astype(np.uint8)
+    return out
 
 
 def fit_size(height: int, width: int, resolution: int, max_side: int = MAX_OUTPUT_SIDE) -> tuple[int, int]:

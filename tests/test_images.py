@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zlib
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -72,6 +73,7 @@ def test_channels_are_made_three_as_in_the_original(index: int) -> None:
 
 
 @given(st.integers(1, 16_384), st.integers(1, 16_384), st.integers(64, 1024))
+@settings(deadline=None)
 def test_sizes_are_multiples_of_64_within_bounds(height: int, width: int, resolution: int) -> None:
     size = fit_size(height, width, resolution)
     assert all(side % 64 == 0 and 64 <= side <= MAX_OUTPUT_SIDE for side in size)
@@ -141,6 +143,13 @@ def test_transparency_is_blended_on_white() -> None:
     assert np.array_equal(to_rgb(encoded(grey_alpha, format="PNG")), to_rgb(rgba))
 
 
+def test_blending_a_tall_picture_joins_its_strips() -> None:
+    rgba = noise(700, 3, 4)
+    alpha = rgba[:, :, 3:].astype(np.float32) / 255.0
+    expected = (rgba[:, :, :3] * alpha + 255.0 * (1.0 - alpha)).clip(0, 255).astype(np.uint8)
+    assert np.array_equal(to_rgb(rgba), expected)
+
+
 def test_a_palette_with_a_transparent_colour_is_blended_on_white() -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([255, 0, 0, 0, 0, 255])
@@ -157,6 +166,17 @@ def test_a_16_bit_png_keeps_its_high_byte() -> None:
     colour = np.repeat(deep[:, :, None], 3, axis=2)
     file = io.BytesIO(cv2.imencode(".png", colour)[1].tobytes())
     assert to_rgb(file)[0, :, 0].tolist() == expected
+
+
+def test_deep_pillow_images_of_every_mode_are_read() -> None:
+    values = np.array([[0, 256, 65_535]])
+    expected = [0, 1, 255]
+    assert to_rgb(Image.fromarray(values.astype(np.int32)))[0, :, 0].tolist() == expected
+    big_endian = Image.frombytes("I;16B", (3, 1), values.astype(">u2").tobytes())
+    assert to_rgb(big_endian)[0, :, 0].tolist() == expected
+    assert to_rgb(Image.fromarray(np.array([[0.0, 1.0]], np.float32)))[0, :, 0].tolist() == [0, 255]
+    with pytest.raises(ValueError, match="more than 16 bits a channel: save it"):
+        to_rgb(Image.fromarray(np.array([[70_000]], np.int32)))
 
 
 def test_booleans_and_unit_floats_are_pictures() -> None:
@@ -227,6 +247,20 @@ def test_a_too_large_picture_is_refused_before_it_is_decoded(width: int, height:
 def test_a_too_wide_array_is_refused() -> None:
     with pytest.raises(ValueError, match="20,000x2 px: shrink it"):
         to_rgb(np.zeros((2, 20_000, 3), np.uint8))
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of much that it then reads
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+@given(data=st.data())
+@settings(deadline=None, max_examples=40)
+def test_a_damaged_file_is_a_picture_or_refused_with_a_remedy(kind: str, data: st.DataObject) -> None:
+    whole = bytearray(encoded(Image.fromarray(noise(16, 16)), format=kind).getvalue())
+    for _ in range(data.draw(st.integers(1, 6))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        assert to_rgb(io.BytesIO(bytes(whole))).dtype == np.uint8
+    except ValueError as error:
+        assert re.search(": (give|save it again|shrink|scale)", str(error))
 
 
 def test_no_picture_is_refused() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -195,6 +195,14 @@ def test_a_map_of_classes_keeps_its_colours() -> None:
     assert {tuple(c) for c in hint.reshape(-1, 3)} <= {tuple(c) for c in colours}
 
 
+def test_a_scan_of_few_greys_keeps_its_lines_when_shrunk() -> None:
+    scan = 255 - lines(512, 512) // 36 * 36
+    scan[0, 0] = 128  # a third grey
+    hint = passthrough(scan, (128, 128), invert=True).hint
+    drawn = cv2.connectedComponents((hint[:, :, 0] > 10).astype(np.uint8), connectivity=8)[0]
+    assert drawn == 2  # the background and the lines, in one piece
+
+
 def test_a_smooth_map_stays_smooth() -> None:
     ramp = np.linspace(0, 255, 400).astype(np.uint8)[None, :, None].repeat(100, 0).repeat(3, 2)
     hint = passthrough(ramp, (128, 512)).hint[0, :, 0].astype(int)
@@ -214,6 +222,7 @@ def test_photographs_depth_maps_and_colourful_maps_are_not_called_inverted() -> 
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 3))
+@settings(deadline=None, max_examples=40)
 def test_any_map_passes(height: int, width: int, colours: int) -> None:
     picture = noise(height, width) // (255 // (colours + 1) or 1)
     assert passthrough(picture, (64, 128)).hint.shape == (64, 128, 3)
