@@ -106,13 +106,24 @@ def _decode(image: Image.Image) -> NDArray[np.uint8]:
     return _hwc3(_to_8_bit(_at_most_16_bit(values) if deep else values))
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _orientation(image: Image.Image) -> int:
+    """Return the camera's orientation mark, 1 to 8; 1, upright, where it is missing or damaged."""
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # a damaged camera note must not cost the picture
-        orientation = 1
-    method = _TRANSPOSES.get(orientation) if isinstance(orientation, int) else None
+        return 1
+    return orientation if isinstance(orientation, int) and orientation in _TRANSPOSES else 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    method = _TRANSPOSES.get(_orientation(image))
     return image if method is None else image.transpose(method)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return the (height, width) that ``to_rgb`` will give, without decoding the picture."""
+    lies = _orientation(image) >= 5  # 5 to 8 swap the sides
+    return (image.width, image.height) if lies else (image.height, image.width)
 
 
 def _at_most_16_bit(values: NDArray[Any]) -> NDArray[Any]:

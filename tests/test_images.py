@@ -22,10 +22,12 @@ from core.images import (
     MAX_OUTPUT_SIDE,
     fit_size,
     hint_to_tensor,
+    open_image,
     resize,
     resize_image,
     to_rgb,
     to_uint8,
+    upright_size,
 )
 
 GOLDEN = Path(__file__).parent / "golden" / "images"
@@ -213,12 +215,18 @@ def test_the_cameras_orientation_is_applied(orientation: int) -> None:
     stored = upright.transpose(undo[orientation]) if orientation > 1 else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
-    assert np.array_equal(to_rgb(encoded(stored, format="PNG", exif=exif)), np.asarray(upright))
+    file = encoded(stored, format="PNG", exif=exif)
+    assert np.array_equal(to_rgb(file), np.asarray(upright))
+    assert upright_size(open_image(file)) == (32, 64)
 
 
 def test_a_damaged_camera_note_does_not_cost_the_picture() -> None:
-    file = encoded(Image.fromarray(PHOTO), format="PNG", exif=b"Exif\0\0" + b"\xff" * 40)
-    assert np.array_equal(to_rgb(file), PHOTO)
+    strange = Image.Exif()
+    strange[0x0112] = "sideways"
+    for note in (b"Exif\0\0" + b"\xff" * 40, b"Exif\0\0MM\0*\0\0\0\xff", strange):
+        file = encoded(Image.fromarray(PHOTO), format="PNG", exif=note)
+        assert np.array_equal(to_rgb(file), PHOTO)
+        assert upright_size(open_image(file)) == PHOTO.shape[:2]
 
 
 # What is refused
