@@ -67,7 +67,7 @@ def _schema(setting: Setting) -> dict[str, Any]:
     if isinstance(setting, Choice):
         return {"type": "string", "enum": [word for word, _ in setting.choices]}
     if isinstance(setting, Slider):
-        limits = f"from {setting.minimum:g} to {setting.maximum:g}"
+        limits = f"from {setting.minimum:.10g} to {setting.maximum:.10g}"
         return {"type": "integer" if setting.whole else "number", "additional_description": limits}
     return {"type": "string"}
 

@@ -107,7 +107,7 @@ def draw(
     """
     annotation = make_hint(app, path, settings)
     request = make_request(app, annotation.hint, settings)
-    shown = folder.save_map(annotation.preview, app, settings, request, model.title)
+    shown = folder.save_map(annotation.preview, app, settings, request, model.name)
     yield Frame("Map ready", (shown,))
     while not model.wait(LOADING_SECONDS):
         yield Frame(f"Loading {model.title}", (shown,))

@@ -30,6 +30,19 @@ DETECT, READY_MAP, INVERTED_MAP = "detect", "none", "invert"
 class Number(Slider):
     """A number that is typed rather than slid."""
 
+    def check(self, value: Any) -> int | float:
+        """Return the value as int or float.
+
+        Raises:
+            ValueError: names the control, the value and what is allowed, with every digit.
+        """
+        try:
+            return Slider.check(self, value)
+        except ValueError:
+            kind = "a whole number" if self.whole else "a number"
+            limits = f"from {self.minimum:.10g} to {self.maximum:.10g}"
+            raise ValueError(f"{self.name} is {value!r:.80}: give {kind} {limits}.") from None
+
 
 @dataclass(frozen=True, slots=True)
 class Text:

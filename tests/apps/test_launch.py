@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import launch
+from apps.page import model as models
+
+
+def test_every_flag_has_a_sentence_of_help() -> None:
+    actions = [a for a in launch.parser()._actions if a.dest != "help"]
+    flags = {option for action in actions for option in action.option_strings}
+    assert flags == {
+        *("--app", "--model", "--device", "--dtype", "--host", "--port", "--share", "--auth"),
+        *("--low-vram", "--list"),
+    }
+    for action in actions:
+        assert action.help is not None and action.help.endswith("."), action.dest
+
+
+def test_host_and_port_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (launch.parser().parse_args([]).host, launch.parser().parse_args([]).port) == ("127.0.0.1", 7860)
+    monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
+    monkeypatch.setenv("GRADIO_SERVER_PORT", "8123")
+    args = launch.parser().parse_args([])
+    assert (args.host, args.port) == ("0.0.0.0", 8123)
+    assert launch.parser().parse_args(["--port", "9000"]).port == 9000
+
+
+def test_list_prints_the_apps(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main(["--list"]) == 0
+    assert "canny" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--app", "cany"], "give one of canny"),
+        (["--auth", "nocolon"], "USER:PASSWORD"),
+        (["--auth", "user:"], "USER:PASSWORD"),
+        (["--model", "sd16"], "no such model"),
+        (["--model", "/nowhere/model.safetensors"], "no such file"),
+        (["--dtype", "int4"], "invalid choice"),
+    ],
+)
+def test_a_wrong_argument_says_what_is_allowed(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        launch.main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_arguments_reach_the_page_and_the_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
+    import apps.ui
+    import core
+
+    seen: dict[str, Any] = {}
+
+    class Page:
+        def block_thread(self) -> None:
+            seen["blocked"] = True
+
+    def build(apps: Any, model: models.Model) -> Page:
+        seen["apps"], seen["model"] = [app.name for app in apps], model
+        return Page()
+
+    def load_pipeline(name: str, *, device: str, dtype: str, low_vram: bool) -> Any:
+        seen["load"] = (name, device, dtype, low_vram)
+        raise ValueError("not in this test")
+
+    def serve(page: Page, **options: Any) -> str:
+        seen["serve"] = options
+        return ""
+
+    monkeypatch.setattr(apps.ui, "build", build)
+    monkeypatch.setattr(apps.ui, "serve", serve)
+    monkeypatch.setattr(core, "load_pipeline", load_pipeline, raising=False)
+    arguments = "--app canny --model demo --device cpu --dtype float32 --host 0.0.0.0 --port 8001 --low-vram"
+    assert launch.main([*arguments.split(), "--auth", "ann:se:cret"]) == 0
+    assert seen["model"].wait(10)
+    assert seen["apps"] == ["canny"] and seen["blocked"]
+    assert seen["load"] == ("demo", "cpu", "float32", True)
+    assert seen["serve"] == {"host": "0.0.0.0", "port": 8001, "share": False, "auth": ("ann", "se:cret")}
