@@ -55,7 +55,7 @@ class ControlNetPipeline:
 
         Args:
             config: describes ``base``.
-            base: the networks; their weights' number format is the one that is computed in.
+            base: the networks, kept as ``networks``; the number format of their weights is computed in.
             load_control: gives the ControlNet of a name, or raises ``WeightsMissing``.
             locate_control: raises ``WeightsMissing`` where the weights of a name are not there.
             controls: the names that requests may use; by default those of ``config``.
@@ -70,8 +70,9 @@ class ControlNetPipeline:
         self.dtype = weight.dtype
         self._schedule = Schedule(config.schedule)
         self._placement = Placement(self.device, low_vram=low_vram)
-        self._base = base
-        base.vae.to(vae_dtype(self.dtype))
+        self.networks = base
+        self._vae_dtype = vae_dtype(self.dtype)
+        base.vae.to(self._vae_dtype)
         for module in (base.unet, base.vae, base.text):
             self._settle(module)
         self._cache = ControlCache(lambda name: self._settle(load_control(name)), max_controls)
@@ -161,14 +162,15 @@ class ControlNetPipeline:
                 raise SuiteError(
                     "The device ran out of memory: make fewer or smaller pictures, or start with --low-vram."
                 ) from None
-            yield Result(
-                images=images,
-                request=request,
-                seeds=image_seeds(request.seed, request.num_samples),
-                model=self.name,
-                seconds=time.perf_counter() - began,
-                extra={"device": str(self.device), "dtype": str(self.dtype).removeprefix("torch.")},
-            )
+            seconds = time.perf_counter() - began
+        yield Result(
+            images=images,
+            request=request,
+            seeds=image_seeds(request.seed, request.num_samples),
+            model=self.name,
+            seconds=seconds,
+            extra={"device": str(self.device), "dtype": str(self.dtype).removeprefix("torch.")},
+        )
 
     def _sample_latents(self, request: Request) -> Generator[Progress, None, Tensor]:
         """Yield one Progress a step; return the finished latents (B, C, h, w)."""
@@ -177,10 +179,10 @@ class ControlNetPipeline:
         context = self._encode_text(request)
         throttle = Throttle(self._fitted_preview())
         height, width = request.height_width
-        factor = self._base.vae.factor
+        factor = self.networks.vae.factor
         shape = (self.config.unet.in_channels, height // factor, width // factor)
         noise = ImageNoise(image_seeds(request.seed, request.num_samples), shape, self.device)
-        with self._placement.in_use(self._base.unet, *nets.values()):
+        with self._placement.in_use(self.networks.unet, *nets.values()):
             denoiser = self._denoiser(request, context, [(nets[unit.control], unit) for unit in units])
             sampler = SAMPLERS[request.sampler]
             states = sampler(denoiser, noise(), self._schedule, request.steps, request.eta, noise)
@@ -196,8 +198,8 @@ class ControlNetPipeline:
     def _encode_text(self, request: Request) -> Tensor:
         """Return the context (1 or 2, tokens, d): the prompt and, where it is needed, the negative one."""
         prompts = [request.prompt] if request.cfg_scale == 1.0 else [request.prompt, request.negative_prompt]
-        with self._placement.in_use(self._base.text):
-            return self._base.text.encode(prompts).to(self.dtype)
+        with self._placement.in_use(self.networks.text):
+            return self.networks.text.encode(prompts).to(self.dtype)
 
     def _denoiser(
         self, request: Request, context: Tensor, controls: Sequence[tuple[ControlNet, ControlUnit]]
@@ -206,9 +208,9 @@ class ControlNetPipeline:
         count = request.num_samples
         seen = context[:1] if request.guess_mode else context
         return GuidedDenoiser(
-            unet=self._base.unet,
+            unet=self.networks.unet,
             schedule=self._schedule,
-            context_kv=text_rows(self._base.unet, context, count),
+            context_kv=text_rows(self.networks.unet, context, count),
             controls=[prepare_control(net, u, hint_to_tensor(u.hint), seen, count) for net, u in controls],
             cfg_scale=request.cfg_scale,
             guess_mode=request.guess_mode,
@@ -218,19 +220,18 @@ class ControlNetPipeline:
     def _fitted_preview(self) -> LatentPreview:
         """Return the preview of this model, fitted when first asked for."""
         if self._preview is None:
-            with self._placement.in_use(self._base.vae):
-                self._preview = LatentPreview(self._base.vae)
+            with self._placement.in_use(self.networks.vae):
+                self._preview = LatentPreview(self.networks.vae)
         return self._preview
 
     def _decode(self, latents: Tensor) -> tuple[NDArray[np.uint8], ...]:
         """Return the pictures of ``latents`` (B, C, h, w), one at a time to bound the memory."""
-        vae = self._base.vae
-        dtype = next(vae.parameters()).dtype
+        vae = self.networks.vae
         images: list[NDArray[np.uint8]] = []
         with self._placement.in_use(vae):
-            for x_0 in latents.to(dtype).split(1):
+            for x_0 in latents.to(self._vae_dtype).split(1):
                 picture = vae.decode(x_0.contiguous(memory_format=torch.channels_last))
-                check_finite(picture, "after decoding", dtype)
+                check_finite(picture, "after decoding", self._vae_dtype)
                 images += to_uint8(picture)
         return tuple(images)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -24,13 +24,20 @@ def check_number(name: str, value: float, low: float, high: float, *, integer: b
     """Raise ``ValueError`` naming field, value and what is allowed, unless ``low <= value <= high``."""
     kind = "a whole number" if integer else "a number"
     wrong_type = isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating))
-    if (
-        wrong_type
-        or not math.isfinite(value)
-        or (integer and value != int(value))
-        or not low <= value <= high
-    ):
-        raise ValueError(f"{name} is {value!r}: give {kind} from {low:g} to {high:g}.")
+    # NaN compares false, so that it counts as out of range.
+    if wrong_type or not low <= value <= high or (integer and value != int(value)):
+        bounds = f"from {low:.0f} to {high:.0f}" if integer else f"from {low:g} to {high:g}"
+        raise ValueError(f"{name} is {reprlib.repr(value)}: give {kind} {bounds}.")
+
+
+def _set_number(owner: object, name: str, low: float, high: float, *, integer: bool = False) -> None:
+    """Check the field ``name`` of a frozen ``owner`` and store it as Python's own int or float.
+
+    Forms and JSON give 20.0 for 20, numpy its own numbers: equal requests shall hold equal values.
+    """
+    value = getattr(owner, name)
+    check_number(name, value, low, high, integer=integer)
+    object.__setattr__(owner, name, int(value) if integer else float(value))
 
 
 def _check_text(name: str, value: str) -> None:
@@ -42,7 +49,7 @@ def _check_text(name: str, value: str) -> None:
 
 def _check_flag(name: str, value: bool) -> None:
     if not isinstance(value, (bool, np.bool_)):
-        raise ValueError(f"{name} is {value!r}: give true or false.")
+        raise ValueError(f"{name} is {reprlib.repr(value)}: give true or false.")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,8 +57,8 @@ class ControlUnit:
     """One control: a hint for one ControlNet, and how much and when it counts.
 
     ``hint`` is (H, W, 3) uint8 RGB, exactly what that ControlNet was trained on; H and W are multiples of 64.
-    ``strength`` in [0, 2] scales the control residuals. ``start`` and ``end`` are shares of the steps in [0,
-    1].
+    ``strength`` in [0, 2] scales the control residuals. ``start`` and ``end`` in [0, 1] are shares of
+    the steps.
 
     Raises:
         ValueError: names the field, its value and what is allowed.
@@ -64,9 +71,11 @@ class ControlUnit:
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check every field."""
+        """Check every field, and store numbers as Python's own."""
         if not isinstance(self.control, str) or not self.control:
-            raise ValueError(f"control is {self.control!r}: give a ControlNet's name, such as 'canny'.")
+            raise ValueError(
+                f"control is {reprlib.repr(self.control)}: give a ControlNet's name, such as 'canny'."
+            )
         hint = self.hint
         if not isinstance(hint, np.ndarray) or hint.dtype != np.uint8 or hint.ndim != 3 or hint.shape[2] != 3:
             got = f"{hint.dtype} {hint.shape}" if isinstance(hint, np.ndarray) else type(hint).__name__
@@ -77,9 +86,9 @@ class ControlUnit:
                     f"hint is {hint.shape[1]}x{hint.shape[0]} px: give sides that are multiples of "
                     f"{SIZE_MULTIPLE} from {SIZE_MULTIPLE} to {MAX_SIDE}."
                 )
-        check_number("strength", self.strength, 0.0, 2.0)
-        check_number("start", self.start, 0.0, 1.0)
-        check_number("end", self.end, 0.0, 1.0)
+        _set_number(self, "strength", 0.0, 2.0)
+        _set_number(self, "start", 0.0, 1.0)
+        _set_number(self, "end", 0.0, 1.0)
         if self.start > self.end:
             raise ValueError(f"start is {self.start:g}, after end {self.end:g}: give start at most end.")
 
@@ -113,19 +122,20 @@ class Request:
     size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        """Check every field."""
+        """Check every field, and store numbers as Python's own."""
         from core.sampling.samplers import SAMPLERS
 
         _check_text("prompt", self.prompt)
         _check_text("negative_prompt", self.negative_prompt)
-        check_number("num_samples", self.num_samples, 1, MAX_SAMPLES, integer=True)
-        check_number("steps", self.steps, 1, MAX_STEPS, integer=True)
-        check_number("cfg_scale", self.cfg_scale, 0.1, 30.0)
-        check_number("eta", self.eta, 0.0, 1.0)
-        check_number("seed", self.seed, 0, MAX_SEED, integer=True)
+        _set_number(self, "num_samples", 1, MAX_SAMPLES, integer=True)
+        _set_number(self, "steps", 1, MAX_STEPS, integer=True)
+        _set_number(self, "cfg_scale", 0.1, 30.0)
+        _set_number(self, "eta", 0.0, 1.0)
+        _set_number(self, "seed", 0, MAX_SEED, integer=True)
         _check_flag("guess_mode", self.guess_mode)
-        if self.sampler not in SAMPLERS:
-            raise ValueError(f"sampler is {self.sampler!r}: give one of {', '.join(SAMPLERS)}.")
+        object.__setattr__(self, "guess_mode", bool(self.guess_mode))
+        if not isinstance(self.sampler, str) or self.sampler not in SAMPLERS:
+            raise ValueError(f"sampler is {reprlib.repr(self.sampler)}: give one of {', '.join(SAMPLERS)}.")
         if not isinstance(self.controls, tuple) or not all(isinstance(u, ControlUnit) for u in self.controls):
             raise ValueError("controls must be a tuple of ControlUnit.")
         self._check_size()
@@ -133,10 +143,13 @@ class Request:
     def _check_size(self) -> None:
         sizes: Sequence[tuple[int, int]] = [u.size for u in self.controls]
         if self.size is not None:
+            if not isinstance(self.size, (tuple, list)) or len(self.size) != 2:
+                raise ValueError(f"size is {reprlib.repr(self.size)}: give (height, width) in pixels.")
             for name, side in zip(("height", "width"), self.size, strict=True):
                 check_number(name, side, SIZE_MULTIPLE, MAX_SIDE, integer=True)
                 if side % SIZE_MULTIPLE:
                     raise ValueError(f"{name} is {side}: give a multiple of {SIZE_MULTIPLE}.")
+            object.__setattr__(self, "size", tuple(int(side) for side in self.size))
             sizes = [*sizes, self.size]
         if not sizes:
             raise ValueError("size is None and there is no control: give size=(height, width).")

@@ -70,8 +70,7 @@ def prepare_control(
     ``hint`` is (1, 3, H, W) in [0, 1]; ``context`` has the rows that this ControlNet shall see: conditional
     first and, outside guess mode and where guidance asks for it, unconditional second.
     """
-    weight = next(net.parameters())
-    picture = hint.to(device=weight.device, dtype=weight.dtype, memory_format=torch.channels_last)
+    picture = hint.to(context.device, context.dtype, memory_format=torch.channels_last)
     return ActiveControl(
         net, net.embed_hint(picture), text_rows(net, context, batch), unit.strength, unit.start, unit.end
     )
@@ -100,7 +99,7 @@ class GuidedDenoiser:
 
     def __call__(self, x_t: Tensor, t: float, step_index: int) -> Tensor:
         """Predict the noise in ``x_t`` (B, C, h, w) at time step ``t``, which may be a fraction."""
-        x = x_t.to(dtype=next(self.unet.parameters()).dtype, memory_format=torch.channels_last)
+        x = x_t.to(self.context_kv[0][0].dtype, memory_format=torch.channels_last)
         if self.guided:
             x = torch.cat([x, x])  # (2B, C, h, w)
         time = torch.full((len(x),), float(t), device=x.device)
