@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -46,10 +47,14 @@ def fill_tensors(
     tensors: Iterable[tuple[str, Tensor]], salt: str, gain_of: Callable[[str], float] = lambda key: GAIN
 ) -> None:
     """Set each tensor, given with its published key, in place; cast to the tensor's own dtype."""
-    with torch.no_grad():
-        for key, tensor in tensors:
-            if tensor.is_floating_point() and tensor.ndim and not key.endswith(LEFT_ALONE):
-                tensor.copy_(torch.from_numpy(weight_values(key, tensor.shape, salt, gain_of(key))))
+
+    def fill(pair: tuple[str, Tensor]) -> None:
+        key, tensor = pair
+        if tensor.is_floating_point() and tensor.ndim and not key.endswith(LEFT_ALONE):
+            tensor.detach().copy_(torch.from_numpy(weight_values(key, tensor.shape, salt, gain_of(key))))
+
+    with ThreadPoolExecutor(max_workers=2) as pool:  # numpy draws outside of Python's lock
+        list(pool.map(fill, tensors))
 
 
 def fill_module(module: nn.Module, prefix: str, salt: str) -> nn.Module:

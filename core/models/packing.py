@@ -1,8 +1,8 @@
 """Bfloat16 weights kept in the order that the processor multiplies in, for inference on a CPU.
 
-oneDNN, which computes torch's bfloat16 convolutions and matrix products on x86, wants weights in blocks. Given
-plain ones it reorders them at every call, which at few pixels costs more than the product. Packed once, they
-take the same memory and give the same bits. docs/performance.md has the figures; in float32 nothing is gained.
+oneDNN, which computes torch's bfloat16 convolutions and matrix products on x86, wants weights in blocks.
+Given plain ones it reorders them at every call, which at few pixels costs more than the product. Packed once,
+they take the same memory and give the same bits. In float32 nothing is gained. Figures: docs/performance.md.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# The side of the feature maps that weights are packed for; the order that oneDNN then chooses suits others too.
+# The side of the feature maps that weights are packed for; the order that this gives suits others too.
 TYPICAL_SIDE = 64
 
 
@@ -76,8 +76,11 @@ def pack_weights(network: nn.Module) -> None:
     for parent in list(network.modules()):
         for name, layer in list(parent.named_children()):
             # Exactly these types: who derives from them may read the weight itself.
-            if type(layer) not in {nn.Conv2d, nn.Linear}:
-                continue
-            if layer.weight.device.type != "cpu" or layer.weight.dtype != torch.bfloat16:
-                continue
-            setattr(parent, name, PackedConv2d(layer) if type(layer) is nn.Conv2d else PackedLinear(layer))
+            if type(layer) is nn.Conv2d and _is_packable(layer.weight):
+                setattr(parent, name, PackedConv2d(layer))
+            elif type(layer) is nn.Linear and _is_packable(layer.weight):
+                setattr(parent, name, PackedLinear(layer))
+
+
+def _is_packable(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16

@@ -1,0 +1,61 @@
+"""Prompts become the published token ids; a text encoder with few words keeps unknown ones apart."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from core.config import TextConfig, load_config
+from core.models.text_encoder import END_TOKEN, START_TOKEN, TextEncoder
+from tests.golden_networks import load_golden, load_prompts
+
+
+@pytest.mark.parametrize(("model", "name"), [("sd15", "clip_vit_l14"), ("sd21", "clip_vit_h14")])
+def test_token_ids_are_the_originals(model: str, name: str) -> None:
+    with torch.device("meta"):
+        text = TextEncoder(load_config(model).text)
+    tokens = text.tokenize(load_prompts(name))
+    assert torch.equal(tokens, load_golden(name)["tokens"].long())
+
+
+def small_text(kept_tokens: int = 0) -> TextEncoder:
+    torch.manual_seed(0)
+    config = TextConfig(width=32, heads=2, layers=2, pad_token=END_TOKEN, kept_tokens=kept_tokens)
+    return TextEncoder(config).eval().requires_grad_(False)
+
+
+def test_a_prompt_of_any_length_fills_the_context_and_ends_with_the_end_token() -> None:
+    tokens = small_text().tokenize(["dog " * 500, "", "a dog"])
+    assert tokens.shape == (3, 77)
+    assert (tokens[:, 0] == START_TOKEN).all()
+    assert (tokens[:, -1] == END_TOKEN).all()
+    assert (tokens[0] == END_TOKEN).sum() == 1
+
+
+def test_a_word_sees_only_the_words_before_it() -> None:
+    text = small_text()
+    one, other = text.encode(["a red house by the sea", "a red house on a green hill"])
+    shared = 4  # start, a, red, house
+    assert torch.equal(one[:shared], other[:shared])
+    assert not torch.equal(one[shared], other[shared])
+
+
+def test_the_penultimate_reading_leaves_the_last_block_out() -> None:
+    text = small_text()
+    text.config.penultimate = True
+    before = text.encode(["a dog"])
+    for p in text.transformer.resblocks[-1].parameters():
+        p.fill_(float("nan"))
+    assert torch.equal(text.encode(["a dog"]), before)
+
+
+def test_kept_tokens_have_rows_of_their_own_and_all_others_share_one() -> None:
+    text = small_text(kept_tokens=4)
+    dog, cat, tree = (text.tokenize([word])[0, 1].item() for word in ("dog", "cat", "tree"))
+    text.token_ids.copy_(torch.tensor(sorted([dog, cat, START_TOKEN, END_TOKEN])))
+    words = ["dog", "cat", "tree", "house"]
+    contexts = dict(zip(words, text.encode(words), strict=True))
+    assert tree not in text.token_ids
+    assert torch.equal(contexts["tree"], contexts["house"])
+    assert not torch.equal(contexts["dog"], contexts["cat"])
+    assert not torch.equal(contexts["dog"], contexts["tree"])
