@@ -159,7 +159,7 @@ def open_tensors(path: Path) -> TensorFile:
     if problem:
         raise CheckpointMismatch(f"{path}: {problem}")
     try:
-        return PickleFile(path) if head[:2] in (b"PK", b"\x80\x02") else SafetensorsFile(path)
+        return SafetensorsFile(path) if begins_safetensors(head) else PickleFile(path)
     except SafetensorError as error:
         raise CheckpointMismatch(
             f"{path}: a .safetensors file that is cut off or corrupt ({error}). Download it again."
@@ -177,6 +177,14 @@ def open_tensors(path: Path) -> TensorFile:
         raise CheckpointMismatch(f"{path}: cut off or corrupt ({reason}). Download it again.") from error
 
 
+def begins_safetensors(head: bytes) -> bool:
+    """Tell whether a file that begins with ``head`` is a .safetensors file: a length, then a JSON object.
+
+    Asked before anything else, since the length may look like the beginning of a pickle: 640 is stored as 80 02.
+    """
+    return head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= HEADER_LIMIT
+
+
 def _first_global(error: Exception) -> str:
     words = str(error).replace("\n", " ").split("GLOBAL ", 1)
     return words[1].split(" ", 1)[0] if len(words) == 2 else "not plain tensors"
@@ -191,9 +199,6 @@ def not_a_checkpoint(head: bytes) -> str | None:
         return "a git-lfs pointer, not the weights. Run `git lfs pull`, or download the file itself."
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         return "a web page, not weights: the download got an error or login page. Download the file itself."
-    if head[:2] in (b"PK", b"\x80\x02"):
-        return None
-    header = int.from_bytes(head[:8], "little")
-    if len(head) > 8 and head[8:9] == b"{" and 2 <= header <= HEADER_LIMIT:
+    if begins_safetensors(head) or head[:2] in (b"PK", b"\x80\x02"):
         return None
     return "neither a .safetensors file nor a PyTorch checkpoint. Give one of those, or download it again."

@@ -1,7 +1,7 @@
 """Print what loading a ControlNet costs: ``python -m tests.weights.measure_peak FILE DTYPE MODEL_CHANNELS``.
 
-Prints one JSON line: the bytes of the loaded weights, and the most resident memory above what was resident before,
-in bytes (Linux).
+Prints one JSON line: the bytes of the loaded weights, and the most resident memory, in bytes, above what was
+resident before (Linux).
 """
 
 from __future__ import annotations
