@@ -180,7 +180,7 @@ def open_tensors(path: Path) -> TensorFile:
 def begins_safetensors(head: bytes) -> bool:
     """Tell whether a file that begins with ``head`` is a .safetensors file: a length, then a JSON object.
 
-    Asked before anything else, since the length may look like the beginning of a pickle: 640 is stored as 80 02.
+    Asked before anything else, since a length may look like a pickle's beginning: 640 is stored as 80 02.
     """
     return head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= HEADER_LIMIT
 

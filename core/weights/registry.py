@@ -12,6 +12,7 @@ from typing import cast
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from core.errors import WeightsMissing
 
@@ -116,11 +117,14 @@ class Registry:
         source = path or HOME / "registry.yaml"
         try:
             content = OmegaConf.to_container(OmegaConf.load(source))
-        except (OSError, OmegaConfBaseException, ValueError) as error:
-            raise RegistryError(f"{source}: cannot be read ({error}). Restore the file.") from error
+        except (OSError, OmegaConfBaseException, YAMLError, ValueError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise RegistryError(f"{source}: cannot be read ({reason}). Restore the file.") from error
         if not isinstance(content, dict) or set(content) - {"files", "bundles"} or "files" not in content:
             raise RegistryError(f"{source}: give the keys 'files' and 'bundles' only.")
-        rows = cast(dict[str, object], content["files"])
+        rows = content["files"]
+        if not isinstance(rows, dict):
+            raise RegistryError(f"{source}: files is not a mapping. Correct the file.")
         files = {str(name): _row(source, str(name), row) for name, row in rows.items()}
         bundles = _bundles(source, content.get("bundles") or {}, files)
         return cls(files, bundles, ckpts_folder(), source.parent)

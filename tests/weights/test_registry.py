@@ -1,10 +1,10 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
-import yaml
 
 from core.config import config_names, load_config
 from core.errors import WeightsMissing
@@ -30,7 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def write_registry(tmp_path: Path, content: object) -> Path:
     path = tmp_path / "registry.yaml"
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(json.dumps(content))
     return path
 
 
