@@ -220,6 +220,7 @@ def test_the_cameras_orientation_is_applied(orientation: int) -> None:
     assert upright_size(open_image(file)) == (32, 64)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_a_damaged_camera_note_does_not_cost_the_picture() -> None:
     strange = Image.Exif()
     strange[0x0112] = 99
