@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from core.images import resize, resize_image, to_rgb
 
 CACHE_BYTES = 48 * 2**20
+FEW_COLOURS = 200  # below, a colourful map holds classes and not shades
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,11 +234,13 @@ def passthrough(image: Any, size: tuple[int, int], *, invert: bool = False) -> A
 def _resize_map(given: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     if given.shape[:2] == tuple(size):
         return given.copy()
+    smooth = cv2.INTER_AREA if min(size) < min(given.shape[:2]) else cv2.INTER_LINEAR
+    if len(_colours(_thinned(given))) >= FEW_COLOURS:
+        return resize(given, size, smooth)
     colours = _colours(given)
     grey = bool((colours == colours[:, :1]).all())
-    if not grey and len(colours) < 200:
+    if not grey and len(colours) < FEW_COLOURS:
         return resize(given, size, cv2.INTER_NEAREST)
-    smooth = cv2.INTER_AREA if min(size) < min(given.shape[:2]) else cv2.INTER_LINEAR
     shares = resize(given, size, smooth)
     if grey and len(colours) == 2:
         low, high = colours[:, 0].min(), colours[:, 0].max()
@@ -246,11 +249,18 @@ def _resize_map(given: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.u
     return shares
 
 
+def _thinned(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return about a quarter of a million of the picture's pixels, or all of a smaller one."""
+    step = max(1, math.ceil(math.sqrt(picture.shape[0] * picture.shape[1]) / 512))
+    return picture[::step, ::step]
+
+
 def _colours(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the colours that occur in (h, w, 3), as (n, 3)."""
-    red, green, blue = (picture[:, :, i].astype(np.uint32) for i in range(3))
     seen = np.zeros(2**24, np.bool_)
-    seen[red << 16 | green << 8 | blue] = True
+    for row in range(0, len(picture), 256):  # in strips, to spare memory
+        red, green, blue = (picture[row : row + 256, :, i].astype(np.uint32) for i in range(3))
+        seen[red << 16 | green << 8 | blue] = True
     found = np.flatnonzero(seen)
     return np.stack([found >> 16, found >> 8 & 255, found & 255], axis=1).astype(np.uint8)
 
@@ -260,7 +270,7 @@ def looks_inverted(image: Any) -> bool:
 
     True where the picture has hardly any colour or middle grey, and more than half of it is light.
     """
-    given = to_rgb(image).astype(np.int16)
+    given = _thinned(to_rgb(image)).astype(np.int16)
     colourful = (given.max(axis=2) - given.min(axis=2)) > 48
     grey = given.mean(axis=2)
     middle = (grey > 64) & (grey < 191)
