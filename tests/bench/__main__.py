@@ -1,0 +1,61 @@
+"""Command line of the measurements: ``python -m tests.bench step|memory|page|picture``."""
+
+from __future__ import annotations
+
+import argparse
+from importlib.util import find_spec
+from pathlib import Path
+
+from tests.bench import memory, serve, step
+
+PHOTO = Path(__file__).resolve().parents[2] / "test_imgs" / "photo_cat.jpg"
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    p = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure speed and memory.")
+    commands = p.add_subparsers(required=True)
+
+    s = commands.add_parser("step", help="Seconds a step of SD 1.5 with one ControlNet, random weights.")
+    s.add_argument("--pixels", type=int, nargs="+", default=[256, 512], help="Sides of the picture.")
+    s.add_argument("--dtype", nargs="+", default=["bfloat16", "float32"], help="Number types.")
+    s.add_argument("--rounds", type=int, default=5, help="How often each step is timed, in turn.")
+    s.add_argument("--threads", type=int, help="Threads; by default as many as torch chooses.")
+    s.add_argument("--plain", action="store_true", help="Do not pack the weights.")
+    s.add_argument(
+        "--against",
+        choices=("diffusers", "plain", "nothing"),
+        default="diffusers" if find_spec("diffusers") else "nothing",
+        help="What to time in turn with ours: diffusers (when installed), or ours without packed weights.",
+    )
+    s.set_defaults(run=step.run)
+
+    m = commands.add_parser("memory", help="Peak resident memory of a whole process that draws two pictures.")
+    m.add_argument("--dtype", default="bfloat16", help="Number type.")
+    m.set_defaults(run=memory.run)
+
+    page = commands.add_parser("page", help="Seconds from launch.py to the page's answer.")
+    page.set_defaults(run=serve.run_page)
+    picture = commands.add_parser("picture", help="Seconds of the first and later pictures, through the API.")
+    picture.add_argument("--image", type=Path, default=PHOTO, help="The picture to start from.")
+    picture.set_defaults(run=serve.run_picture)
+
+    for command in (m, page, picture):
+        command.add_argument("--model", default="demo", choices=("demo", "sd15", "sd21"), help="Which model.")
+        command.add_argument(
+            "--weights",
+            choices=("bundled", "random"),
+            default="bundled",
+            help="bundled: those in ckpts/; random: written to a temporary folder first (SD 1.5: 2.8 GB).",
+        )
+    for command in (m, picture):
+        command.add_argument("--pixels", type=int, default=256, help="Side of the picture.")
+        command.add_argument("--steps", type=int, default=20, help="Sampling steps.")
+    for command in (page, picture):
+        command.add_argument("--rounds", type=int, default=3, help="How often; of pictures, the later ones.")
+    return p
+
+
+if __name__ == "__main__":
+    arguments = parser().parse_args()
+    arguments.run(arguments)
