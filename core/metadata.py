@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 from core.images import open_image, to_rgb
@@ -137,18 +137,37 @@ def png_info(
 
 
 def read_request(source: Image.Image | str | os.PathLike[str] | BinaryIO) -> StoredRequest:
-    """Read what a picture, given as a Pillow image or a PNG file, tells of its request.
+    """Read what a picture, given as a Pillow image or a file, tells of its request.
+
+    Beside our own PNG files it understands the 'parameters' text of other programs: a PNG's text chunk, or the
+    user comment in the camera note of a JPEG or WebP file.
 
     Raises:
         ValueError: it tells nothing, or nonsense; says what to do.
     """
     image = source if isinstance(source, Image.Image) else open_image(source)
-    document, text = image.info.get(CHUNK), image.info.get("parameters")
+    document = image.info.get(CHUNK)
     if isinstance(document, str):
         return _read_document(document)
+    text = image.info.get("parameters") or _user_comment(image)
     if isinstance(text, str) and text.strip():
         return read_parameters(text)
     raise ValueError(f"The picture carries no settings: {_REMEDY}")
+
+
+def _user_comment(image: Image.Image) -> str:
+    """Return the user comment in the camera note; empty where there is none or it is damaged."""
+    try:
+        comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
+    except Exception:  # Pillow raises nearly anything on a damaged note, which is as good as none
+        return ""
+    if not isinstance(comment, bytes):
+        return ""
+    code, rest = comment[:8], comment[8 : 4 * MAX_TEXT_CHARS]
+    if code == b"UNICODE\0":  # UTF-16 whose byte order is not told: most characters are below 256
+        big = rest[0::2].count(0) >= rest[1::2].count(0)
+        return rest.decode("utf-16-be" if big else "utf-16-le", "replace")
+    return rest.decode("utf-8", "replace") if code == b"ASCII\0\0\0" else ""
 
 
 def read_parameters(text: str) -> StoredRequest:

@@ -252,6 +252,24 @@ def test_a_picture_with_only_the_text_is_read() -> None:
     assert read_request(io.BytesIO(file.getvalue())).steps == 28
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+@pytest.mark.parametrize(
+    "comment",
+    [
+        b"UNICODE\0" + WEBUI.encode("utf-16-be"),
+        b"UNICODE\0" + WEBUI.encode("utf-16-le"),
+        b"ASCII\0\0\0" + WEBUI.encode(),
+    ],
+    ids=["big", "little", "ascii"],
+)
+def test_the_text_in_a_camera_note_is_read(kind: str, comment: bytes) -> None:
+    exif, file = Image.Exif(), io.BytesIO()
+    exif.get_ifd(0x8769)[0x9286] = comment
+    Image.fromarray(PICTURE).save(file, format=kind, exif=exif)
+    found = read_request(io.BytesIO(file.getvalue()))
+    assert found.steps == 28 and found.controls[0].control == "depth"
+
+
 @given(st.text(max_size=300))
 @settings(deadline=None)
 def test_any_text_is_read_or_refused_with_words(text: str) -> None:
