@@ -139,8 +139,8 @@ def png_info(
 def read_request(source: Image.Image | str | os.PathLike[str] | BinaryIO) -> StoredRequest:
     """Read what a picture, given as a Pillow image or a file, tells of its request.
 
-    Beside our own PNG files it understands the 'parameters' text of other programs: a PNG's text chunk, or the
-    user comment in the camera note of a JPEG or WebP file.
+    Beside our own PNG files it understands the 'parameters' text of other programs: in a PNG's text chunk, or
+    in the user comment of a JPEG's or WebP's camera note.
 
     Raises:
         ValueError: it tells nothing, or nonsense; says what to do.
