@@ -111,5 +111,6 @@ def serve(
         favicon_path=look.FAVICON,
         theme=look.theme(),
         css_paths=[look.CSS_FILE],
+        head=look.HEAD,
     )
     return str(local)

@@ -48,7 +48,9 @@ def connect(app: App, widgets: Widgets, handlers: Handlers) -> None:
         api_visibility="private",
     )
     outputs = [w.image, w.prompt, w.randomize, *w.settings.values(), w.status, w.restore]
-    _quietly(w.restore.upload, _restore_with(handlers), [w.restore], outputs)
+    w.restore.upload(
+        _restore_with(handlers), [w.restore], outputs, show_progress="hidden", api_visibility="private"
+    )
 
 
 def share_inputs(tabs: Sequence[gr.Tab], widgets: Sequence[Widgets]) -> None:
@@ -82,7 +84,8 @@ def _run_after(event: Any, w: Widgets, handlers: Handlers) -> Any:
         concurrency_limit=1,
         api_visibility="private",
     )
-    _quietly(running.then, _idle, None, [w.run, w.cancel])
+    _quietly(running.then, _idle, None, [w.run, w.cancel])  # after success, and after cancelling
+    _quietly(running.failure, _failed, [w.status], [w.run, w.cancel, w.status])
     return running
 
 
@@ -107,6 +110,12 @@ def _idle() -> tuple[Any, Any]:
     return gr.update(visible=True), gr.update(visible=False)
 
 
+def _failed(status: str) -> tuple[Any, Any, Any]:
+    """Bring the Run button back; the run has said what went wrong, unless it never began."""
+    began = look.BAR not in status
+    return *_idle(), gr.skip() if began else look.notice("The run did not begin: try again in a while.")
+
+
 def _cancelled() -> tuple[Any, Any, str]:
     return *_idle(), look.summary("Cancelled", "The settings are as you left them.")
 
@@ -122,20 +131,29 @@ def _fill_from(app: App) -> Callable[[int], tuple[str, str]]:
 
 def _restore_with(handlers: Handlers) -> Callable[[str | None], tuple[Any, ...]]:
     def put_back(path: str | None) -> tuple[Any, ...]:
-        if path is None:
-            raise gr.Error("There is no picture: drop a PNG that was made here.", print_exception=False)
-        with told():
-            found = restore(path, handlers.declared)
-            image = gr.skip()
-            if found.hint is not None:
-                folder = PictureFolder(handlers.cache)
-                image = str(folder.save_plain(found.hint, f"{handlers.app.name}-map.png"))
+        keep = [gr.skip()] * (len(handlers.declared) + 3)
+        try:
+            with told():
+                if path is None:
+                    raise ValueError("There is no picture: drop a PNG that was made here.")
+                found = restore(path, handlers.declared)
+                image = _save_hint(found, handlers)
+        except gr.Error as error:
+            gr.Warning(error.message, title="Nothing was restored")
+            return *keep, look.notice(error.message), None
         values = [found.values.get(setting.name, gr.skip()) for setting in handlers.declared]
         prompt = gr.skip() if found.prompt is None else found.prompt
         randomize = False if "seed" in found.values else gr.skip()
         return image, prompt, randomize, *values, look.summary("Settings restored", _told_of(found)), None
 
     return put_back
+
+
+def _save_hint(found: Restored, handlers: Handlers) -> Any:
+    if found.hint is None:
+        return gr.skip()
+    folder = PictureFolder(handlers.cache)
+    return str(folder.save_plain(found.hint, f"{handlers.app.name}-map.png"))
 
 
 def _told_of(found: Restored) -> str:

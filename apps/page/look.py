@@ -13,6 +13,10 @@ CSS_FILE = Path(__file__).with_name("style.css")
 FAVICON = Path(__file__).with_name("favicon.svg")
 GET_SD15 = "python -m core.weights get sd15 control_sd15_canny"
 
+BAR = "cn-bar"
+# Behind the page, where its own style sheet does not reach.
+HEAD = "<style>body { background: var(--body-background-fill) !important; }</style>"
+
 _TEAL = gr.themes.Color(
     c50="#effaf8", c100="#d6f2ee", c200="#aee5de", c300="#7bd2c9", c400="#45b7ad", c500="#239c93",
     c600="#147d77", c700="#126460", c800="#134f4d", c900="#143f3e", c950="#062625", name="lagoon",
@@ -135,7 +139,7 @@ def progress(text: str, share: float | None, detail: str = "") -> str:
     """Return the status line with a bar; ``share`` in [0, 1], None for a bar that only shows activity."""
     value = "" if share is None else f' aria-valuenow="{round(share * 100)}"'
     style = "" if share is None else f' style="width:{share * 100:.1f}%"'
-    kind = "cn-bar busy" if share is None else "cn-bar"
+    kind = f"{BAR} busy" if share is None else BAR
     return (
         f'<div class="cn-status"><div class="cn-row"><b>{escape(text)}</b><span>{escape(detail)}</span></div>'
         f'<div class="{kind}" role="progressbar" aria-valuemin="0" aria-valuemax="100"{value}>'

@@ -11,7 +11,10 @@ from core.request import Progress, Request, Result
 
 
 class FakePipeline:
-    """Paints the hint in a colour that depends on the seed. ``gate`` lets a test hold it after a step."""
+    """Paints the hint in a colour that depends on the seed.
+
+    With ``gate`` set every step takes 50 ms; ``hold`` keeps it before the first step until the test sets it.
+    """
 
     name = "demo"
     title = "Toy-world demo model"
@@ -24,6 +27,7 @@ class FakePipeline:
         self.closed_early = threading.Event()
         self.stepping = threading.Event()
         self.gate: threading.Event | None = None
+        self.hold: threading.Event | None = None
 
     def explain_missing(self, control: str) -> str | None:
         return self.missing
@@ -34,6 +38,8 @@ class FakePipeline:
             raise RuntimeError("Another request still holds the pipeline.")
         finished = False
         try:
+            if self.hold is not None:
+                self.hold.wait(10)
             for step in range(1, request.steps + 1):
                 if self.failure is not None and step == 2:
                     raise self.failure

@@ -1,0 +1,64 @@
+"""What a visitor does on the page, in words."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+# Hands the browser a file as the desktop does: a drop with the file's bytes in it.
+_DROP = """([selector, name, data]) => {
+  const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+  const carried = new DataTransfer();
+  carried.items.add(new File([bytes], name, {type: 'image/png'}));
+  const target = document.querySelector(selector);
+  for (const kind of ['dragenter', 'dragover', 'drop'])
+    target.dispatchEvent(new DragEvent(kind, {dataTransfer: carried, bubbles: true, cancelable: true}));
+}"""
+
+
+def drop(page: Any, selector: str, path: Path, name: str = "dropped.png") -> None:
+    page.evaluate(_DROP, [f"{selector} button", name, base64.b64encode(path.read_bytes()).decode()])
+
+
+def upload(page: Any, path: Path, app: str = "canny") -> None:
+    page.locator(f"#{app}-image input[type=file]").set_input_files(str(path))
+    page.wait_for_selector(f"#{app}-image img, #{app}-size .wrong")
+
+
+def ask(page: Any, prompt: str, app: str = "canny") -> None:
+    box = page.locator(f"#{app}-prompt textarea")
+    box.fill(prompt)
+    box.press("Enter")
+
+
+def open_options(page: Any, app: str = "canny") -> None:
+    page.get_by_text("Advanced options", exact=True).locator("visible=true").click()
+    page.wait_for_selector(f"#{app}-steps")
+
+
+def number(page: Any, name: str, app: str = "canny") -> float:
+    return float(page.locator(f"#{app}-{name} input[type=number]").input_value())
+
+
+def set_number(page: Any, name: str, value: float, app: str = "canny") -> None:
+    box = page.locator(f"#{app}-{name} input[type=number]")
+    box.fill(str(value))
+    box.press("Tab")
+
+
+def captions(page: Any, app: str = "canny") -> list[str]:
+    return [text.strip() for text in page.locator(f"#{app}-gallery .caption-label").all_inner_texts()]
+
+
+def status(page: Any, app: str = "canny") -> str:
+    return str(page.locator(f"#{app}-status").inner_text())
+
+
+def wait_until_done(page: Any, app: str = "canny") -> None:
+    page.locator(f"#{app}-status").get_by_text("Done").wait_for()
+
+
+def colours(page: Any, selector: str) -> tuple[int, ...]:
+    shown = page.evaluate("(s) => getComputedStyle(document.querySelector(s)).backgroundColor", selector)
+    return tuple(int(part) for part in shown[shown.index("(") + 1 : -1].split(",")[:3])
