@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,27 @@ def test_the_check_sees_every_form_of_import(tmp_path: Path) -> None:
         "annotators.canny imports core.models",
         "annotators.canny imports timm",
     ]
+
+
+def required(*files: str) -> set[str]:
+    lines = [line for file in files for line in (ROOT / file).read_text(encoding="utf-8").splitlines()]
+    names = {re.split(r"[^\w.-]", line)[0] for line in lines if line and not line.startswith("#")}
+    return {name.lower().replace("_", "-") for name in names}
+
+
+def test_every_imported_library_is_required() -> None:
+    distributions = packages_distributions()
+    ours = {*OURS, "tests"}
+    # A part of gradio, of the same version; and what a measurement compares with where it is installed.
+    exempt = {"gradio_client", "diffusers"}
+    tests = [("tests." + path.stem, path) for path in (ROOT / "tests").rglob("*.py")]
+    runtime, all_files = required("requirements.txt"), required("requirements.txt", "requirements-dev.txt")
+    for found, names in ((modules(), runtime), (iter(tests), all_files)):
+        for module, path in found:
+            for top in {name.partition(".")[0] for name in imported(module, path)}:
+                if top and top not in ours | exempt | sys.stdlib_module_names:
+                    homes = {home.lower().replace("_", "-") for home in distributions.get(top, [top])}
+                    assert homes & names, f"{path.name} imports {top}, which no requirements file names"
 
 
 LIGHT = """
