@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from core.errors import SuiteError
 from core.weights.download import ask_hub, check_file, download
@@ -73,7 +74,7 @@ def verify(registry: Registry, names: Sequence[str]) -> int:
     return int(failed)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, registry_file: Path | None = None) -> int:
     """Run the command line; return 0 if all is good, 1 if a file is missing or corrupt, 2 if misused."""
     parser = argparse.ArgumentParser(prog="python -m core.weights", description="Weight files of the apps.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verifier.add_argument("names", nargs="*", metavar="NAME")
     options = parser.parse_args(arguments)
     try:
-        registry = Registry.load()
+        registry = Registry.load(registry_file)
         if options.command == "list":
             return show_list(registry)
         return (get if options.command == "get" else verify)(registry, options.names)

@@ -169,12 +169,20 @@ def _plan(wanted: Mapping[str, Tensor], sources: Sources, tensors: Mapping[str, 
         if absent:
             continue
         infos = [tensors[key] for key in theirs]
-        shape = (sum(i.shape[0] for i in infos), *infos[0].shape[1:]) if len(infos) > 1 else infos[0].shape
+        shape = _joined_shape(infos)
         if not _same_shape(shape, tuple(wanted[ours].shape)):
             plan.misfits.append(f"{theirs[0]} is {shape}, should be {tuple(wanted[ours].shape)}")
         elif wanted[ours].is_floating_point() != infos[0].dtype.is_floating_point:
             plan.misfits.append(f"{theirs[0]} holds {infos[0].dtype}, should be {wanted[ours].dtype}")
     return plan
+
+
+def _joined_shape(infos: Sequence[TensorInfo]) -> tuple[int, ...]:
+    """Return the shape of tensors put end to end; the first one's, which fits nowhere, if they cannot be."""
+    first = infos[0].shape
+    if len(infos) == 1 or not first or len({info.shape[1:] for info in infos}) > 1:
+        return first
+    return (sum(info.shape[0] for info in infos), *first[1:])
 
 
 def _same_shape(a: tuple[int, ...], b: tuple[int, ...]) -> bool:

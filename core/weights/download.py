@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import CheckpointMismatch, SuiteError
-from core.weights.registry import Registry, WeightFile, size_text
+from core.weights.registry import SHA256, Registry, WeightFile, size_text
 
 STAGING = ".downloads"  # in the ckpts folder: what is not yet whole or not yet checked
 SPARE_BYTES = 100_000_000  # left free on the disk beside the file
@@ -22,10 +23,15 @@ class DownloadError(SuiteError):
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What the hub says of a file: its size, and its sha256 where the hub knows one."""
+    """What the hub says of a file: its size, and a tag that is another for other content."""
 
     size_bytes: int | None
-    sha256: str | None
+    tag: str
+
+    @property
+    def sha256(self) -> str | None:
+        """The digest, where the hub states one: the tag of large files is their sha256."""
+        return self.tag if SHA256.fullmatch(self.tag) else None
 
 
 def ask_hub(row: WeightFile) -> Offer:
@@ -34,45 +40,75 @@ def ask_hub(row: WeightFile) -> Offer:
     Raises:
         DownloadError: no such file, no right to it, no connection, or offline mode.
     """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub import get_hf_file_metadata
 
-    if row.repo is None or row.file is None:
-        raise DownloadError(f"{row.name} comes with the project and is not fetched. Clone the project again.")
+    url = _url(row)
     with _Explained(row):
-        found = get_hf_file_metadata(hf_hub_url(row.repo, row.file, revision=row.revision))
-    etag = found.etag or ""
-    return Offer(found.size, etag if len(etag) == 64 else None)
+        found = get_hf_file_metadata(url)
+    return Offer(found.size, found.etag or "")
 
 
 def download(row: WeightFile, folder: Path, offer: Offer) -> Path:
     """Fetch ``row`` into ``folder`` and return its path there.
 
-    An interrupted download is continued. The file appears under its own name only when it is whole and its
-    sha256, the registry's or else the hub's, is right.
+    An interrupted download is continued, by a later command too. The file appears under its own name only when
+    it is whole and its sha256, the registry's or else the hub's, is right.
 
     Raises:
         DownloadError: the disk is too full, the connection failed, or the file is corrupt.
     """
-    from huggingface_hub import hf_hub_download
-
-    if row.repo is None or row.file is None:
-        raise DownloadError(f"{row.name} comes with the project and is not fetched. Clone the project again.")
-    staging = folder / STAGING / row.name
-    _check_space(row, folder, staging, offer)
-    with _Explained(row):
-        fetched = Path(hf_hub_download(row.repo, row.file, revision=row.revision, local_dir=staging))
-    problem = check_bytes(fetched, row.sha256 or offer.sha256, row.size_bytes or offer.size_bytes)
+    staging = folder / STAGING
+    tag = re.sub(r"\W", "", offer.tag)[:16]
+    part = staging / f"{row.name}.{tag}.part"
+    _check_space(row, folder, part, offer)
+    staging.mkdir(exist_ok=True)
+    _continue(row, part, offer)
+    problem = check_bytes(part, row.sha256 or offer.sha256, row.size_bytes or offer.size_bytes)
     if problem:
-        shutil.rmtree(staging)
+        _clear(staging, row)
         raise DownloadError(
             f"{row.path}: what came from {row.repo} is corrupt: {problem}. It was deleted. "
             f"Try again: python -m core.weights get {row.name}"
         )
     target = folder / row.path
     target.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(fetched, target)
-    shutil.rmtree(staging)
+    os.replace(part, target)
+    _clear(staging, row)
     return target
+
+
+def _continue(row: WeightFile, part: Path, offer: Offer) -> None:
+    """Fetch what ``part`` lacks; ``hf_hub_download`` throws a broken download away when its process ends."""
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    if offer.size_bytes is not None and part.is_file() and part.stat().st_size > offer.size_bytes:
+        part.unlink()  # two commands at once wrote into it
+    url = _url(row)
+    with part.open("ab") as file, _Explained(row):
+        http_get(
+            url,
+            file,
+            resume_size=file.tell(),
+            headers=build_hf_headers(),
+            expected_size=offer.size_bytes,
+            displayed_filename=row.path,
+        )
+
+
+def _url(row: WeightFile) -> str:
+    from huggingface_hub import hf_hub_url
+
+    if row.repo is None or row.file is None:
+        raise DownloadError(f"{row.name} comes with the project, not from the hub. Clone it again.")
+    return hf_hub_url(row.repo, row.file, revision=row.revision)
+
+
+def _clear(staging: Path, row: WeightFile) -> None:
+    for left in staging.glob(f"{row.name}.*.part"):
+        left.unlink()
+    if not any(staging.iterdir()):
+        staging.rmdir()
 
 
 def check_bytes(path: Path, sha256: str | None, size_bytes: int | None) -> str | None:
@@ -113,9 +149,9 @@ def check_file(registry: Registry, path: Path) -> str | None:
     return None
 
 
-def _check_space(row: WeightFile, folder: Path, staging: Path, offer: Offer) -> None:
+def _check_space(row: WeightFile, folder: Path, part: Path, offer: Offer) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    here = sum(file.stat().st_size for file in staging.rglob("*") if file.is_file())
+    here = part.stat().st_size if part.is_file() else 0
     needed = (offer.size_bytes or 0) - here + SPARE_BYTES
     free = shutil.disk_usage(folder).free
     if needed > free:

@@ -194,6 +194,16 @@ def test_a_missing_key_and_another_shape_are_named(nets15: Networks, tmp_path: P
     assert message.endswith("python -m core.weights get sd15")
 
 
+@pytest.mark.parametrize("shape", [(), (24, 23), (23, 24), (24,)])
+def test_query_keys_and_values_that_do_not_go_together_are_named(
+    nets15: Networks, tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    key = "cond_stage_model.transformer.text_model.encoder.layers.1.self_attn.k_proj.weight"
+    path = write(tmp_path / "base.safetensors", base_state(nets15) | {key: torch.zeros(shape)})
+    with pytest.raises(CheckpointMismatch, match=r"Other shapes: .*layers\.1\.self_attn\.q_proj\.weight is"):
+        load_base(nets15.config, path, device=CPU, dtype=FP32)
+
+
 def test_many_missing_keys_are_counted_and_not_all_listed(nets15: Networks, tmp_path: Path) -> None:
     path = write(tmp_path / "vae.safetensors", prefixed(nets15.vae, "first_stage_model."))
     with pytest.raises(CheckpointMismatch, match=r"and \d{3} more\.") as caught:
