@@ -13,6 +13,7 @@ import torch
 from core.config import ModelConfig, config_names, load_config
 from core.errors import CheckpointMismatch, WeightsMissing
 from core.models.controlnet import ControlNet
+from core.models.packing import pack_weights
 from core.models.unet import UNet
 from core.pipeline import ControlNetPipeline
 from core.runtime.control_cache import DEFAULT_BUDGET
@@ -76,10 +77,13 @@ def load_pipeline(
     rest = torch.device("cpu") if low_vram else target
     log.info("Loading %s from %s (%s, %s).", source.config.title, source.base, target, number)
     base = load_base(source.config, source.base, device=rest, dtype=number)
+    if target.type == "cpu":  # else the networks may be moved, which packed ones cannot be
+        for network in (base.unet, base.vae, base.text):
+            pack_weights(network)
     return ControlNetPipeline(
         source.config,
         base,
-        lambda name: _load_control(source, name, rest, number, base.unet),
+        lambda name: _load_control(source, name, rest, number, base.unet, pack=target.type == "cpu"),
         locate_control=source.locate_control,
         controls=source.controls,
         device=target,
@@ -95,10 +99,12 @@ def _default_registry() -> Locator:
 
 
 def _load_control(
-    source: Source, name: str, device: torch.device, dtype: torch.dtype, unet: UNet
+    source: Source, name: str, device: torch.device, dtype: torch.dtype, unet: UNet, *, pack: bool
 ) -> ControlNet:
-    path = source.locate_control(name)
-    return load_control(source.config, path, device=device, dtype=dtype, unet=unet)
+    net = load_control(source.config, source.locate_control(name), device=device, dtype=dtype, unet=unet)
+    if pack:
+        pack_weights(net)
+    return net
 
 
 def _find(name_or_path: str | Path, registry: Locator) -> Source:

@@ -1,0 +1,193 @@
+"""A model is found by name, by its YAML file or by its checkpoint, and loaded once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import core
+import core.loading
+from core.config import ConfigError, ModelConfig
+from core.errors import CheckpointMismatch, WeightsMissing
+from core.loading import load_pipeline, own_control_name
+from core.models.packing import Packed, can_pack
+from core.request import ControlUnit, Request
+from tests.tiny_model import hint, tiny_config, tiny_control, tiny_networks, tiny_pipeline
+
+CONFIG = tiny_config()
+REQUEST = Request("a red car", (ControlUnit("canny", hint()),), steps=2, cfg_scale=3.0)
+
+
+def keyed(net: nn.Module, prefix: str) -> dict[str, Tensor]:
+    return {prefix + key: value.contiguous() for key, value in net.state_dict().items()}
+
+
+def base_state() -> dict[str, Tensor]:
+    nets = tiny_networks(CONFIG)
+    parts = (
+        (nets.unet, "model.diffusion_model."),
+        (nets.vae, "first_stage_model."),
+        (nets.text, "cond_stage_model.model."),
+    )
+    return {key: value for net, prefix in parts for key, value in keyed(net, prefix).items()}
+
+
+class Files:
+    """A registry over a folder: NAME is NAME.safetensors there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.asked: list[str] = []
+
+    def locate(self, name: str) -> Path:
+        self.asked.append(name)
+        path = self.folder / f"{name}.safetensors"
+        if not path.is_file():
+            raise WeightsMissing(f"{name} is not here. Get it: python -m core.weights get {name}")
+        return path
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    folder = tmp_path / "ckpts"
+    folder.mkdir()
+    save_file(base_state(), folder / "tiny.safetensors")
+    save_file(keyed(tiny_control(CONFIG, "canny"), ""), folder / "tiny_canny.safetensors")
+    return Files(folder)
+
+
+def write_yaml(path: Path, config: ModelConfig) -> Path:
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    return path
+
+
+@pytest.fixture
+def named_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the tiny config stand for the bundled model's."""
+    monkeypatch.setattr(core.loading, "load_config", lambda name: CONFIG)
+
+
+def test_a_pipeline_from_files_draws_what_one_from_memory_draws(files: Files, tmp_path: Path) -> None:
+    yaml = write_yaml(tmp_path / "tiny.yaml", CONFIG)
+    pipe = load_pipeline(yaml, device="cpu", dtype="float32", registry=files)
+    assert (pipe.name, pipe.dtype, pipe.device.type) == ("tiny", torch.float32, "cpu")
+    assert files.asked == ["tiny"]  # no ControlNet before one is used
+    assert np.array_equal(pipe(REQUEST).images[0], tiny_pipeline()(REQUEST).images[0])
+    assert pipe.available_controls() == ("canny",)
+    assert "get tiny_depth" in (pipe.explain_missing("depth") or "")
+
+
+def test_weights_may_lie_beside_ones_own_yaml(files: Files, tmp_path: Path) -> None:
+    config = tiny_config()
+    config.weights, config.controls = "ckpts/tiny.safetensors", {"canny": "ckpts/tiny_canny.safetensors"}
+    pipe = load_pipeline(
+        write_yaml(tmp_path / "own.yaml", config), device="cpu", dtype="float32", registry=files
+    )
+    assert files.asked == [] and pipe.available_controls() == ("canny",)
+    assert pipe(REQUEST).images
+
+
+def test_a_full_checkpoint_brings_its_own_control(files: Files, named_demo: None, tmp_path: Path) -> None:
+    path = tmp_path / "control_sd15_canny.safetensors"
+    state = base_state() | keyed(tiny_control(CONFIG, "own"), "control_model.")
+    save_file(state, path, metadata={"format": "controlnet-suite", "config": "name: demo"})
+    pipe = load_pipeline(str(path), device="cpu", dtype="float32", registry=files)
+    assert pipe.controls == ("canny", "depth", "seg") and pipe.explain_missing("canny") is None
+    own = pipe(REQUEST).images[0]
+    assert not np.array_equal(own, tiny_pipeline()(REQUEST).images[0])  # not the one in the folder
+    assert files.asked == []
+
+
+def test_a_plain_checkpoint_is_drawn_from_with_the_registrys_controls(
+    files: Files, named_demo: None, tmp_path: Path
+) -> None:
+    path = tmp_path / "some.safetensors"
+    save_file(base_state(), path, metadata={"format": "controlnet-suite", "config": "name: demo"})
+    pipe = load_pipeline(path, device="cpu", dtype="float32", registry=files)
+    assert np.array_equal(pipe(REQUEST).images[0], tiny_pipeline()(REQUEST).images[0])
+    assert files.asked == ["tiny_canny"]
+
+
+@pytest.mark.parametrize(
+    ("stem", "name"),
+    [
+        ("tiny_canny", "canny"),
+        ("control_sd15_seg", "seg"),
+        ("control_anime", "anime"),
+        ("my_model", "my_model"),
+    ],
+)
+def test_the_own_control_of_a_checkpoint_gets_a_speaking_name(stem: str, name: str) -> None:
+    assert own_control_name(Path(f"/weights/{stem}.pth"), CONFIG) == name
+
+
+def test_what_is_no_base_model_is_named(files: Files, tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    save_file({"some.weight": torch.zeros(3)}, path)
+    with pytest.raises(CheckpointMismatch, match="seems to be something unknown: give a checkpoint"):
+        load_pipeline(path, registry=files)
+
+
+def test_a_missing_file_or_name_is_answered_with_the_choices(files: Files, tmp_path: Path) -> None:
+    with pytest.raises(WeightsMissing, match="no such file. Give .* one of demo, sd15, sd21"):
+        load_pipeline(tmp_path / "nowhere.ckpt", registry=files)
+    with pytest.raises(ConfigError, match="no such model. Give one of demo, sd15, sd21"):
+        load_pipeline("sd14", registry=files)
+    with pytest.raises(WeightsMissing, match="get sd15"):
+        load_pipeline("sd15", registry=files)
+
+
+def test_device_and_dtype_are_checked_before_anything_is_read(files: Files) -> None:
+    with pytest.raises(ValueError, match="device is 'gpu'"):
+        load_pipeline("sd15", device="gpu", registry=files)
+    with pytest.raises(ValueError, match="dtype is 'half'"):
+        load_pipeline("sd15", dtype="half", registry=files)
+    assert files.asked == []
+
+
+@pytest.mark.skipif(not can_pack(), reason="this processor has no bfloat16 products")
+def test_bfloat16_weights_are_packed_on_the_cpu_and_draw_the_same(files: Files, tmp_path: Path) -> None:
+    yaml = write_yaml(tmp_path / "tiny.yaml", CONFIG)
+    pipe = load_pipeline(yaml, device="cpu", dtype="bfloat16", registry=files)
+    picture = pipe(REQUEST).images[0]
+    net = pipe._cache.get(["canny"])["canny"]
+    for network in (pipe.networks.unet, pipe.networks.vae, pipe.networks.text, net):
+        assert any(isinstance(module, Packed) for module in network.modules())
+    assert pipe(REQUEST).extra["dtype"] == "bfloat16"
+    exact = tiny_pipeline()(REQUEST).images[0]
+    assert np.abs(picture.astype(float) - exact.astype(float)).mean() < 8
+
+
+def test_low_vram_draws_the_same_on_a_cpu(files: Files, tmp_path: Path) -> None:
+    yaml = write_yaml(tmp_path / "tiny.yaml", CONFIG)
+    pipe = load_pipeline(yaml, device="cpu", dtype="float32", low_vram=True, registry=files)
+    assert np.array_equal(pipe(REQUEST).images[0], tiny_pipeline()(REQUEST).images[0])
+
+
+def test_core_gives_its_names_and_no_others() -> None:
+    assert core.load_pipeline is load_pipeline and core.Request is Request
+    assert set(core.__all__) <= set(dir(core))
+    for name in core.__all__:
+        assert getattr(core, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'load_pipelines'"):
+        _ = core.load_pipelines
+
+
+def test_importing_core_imports_nothing_heavy() -> None:
+    code = "import sys, core; print([m for m in ('torch', 'numpy', 'omegaconf') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"
