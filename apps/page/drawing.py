@@ -54,8 +54,13 @@ def size_of(path: str | Path | None, resolution: int) -> tuple[int, int]:
     if path is None:
         raise ValueError("There is no picture: upload one or pick an example.")
     with open_image(path) as image:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        width, height = image.size if orientation < 5 else image.size[::-1]  # 5 to 8 lie on their side
+        width, height = image.size
+        try:
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        except Exception:  # Pillow raises nearly anything on a damaged file; the run will say what is wrong
+            orientation = 1
+    if orientation in (5, 6, 7, 8):  # it lies on its side
+        width, height = height, width
     return fit_size(height, width, resolution)
 
 
