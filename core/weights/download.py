@@ -51,7 +51,7 @@ def ask_hub(row: WeightFile) -> Offer:
 def download(row: WeightFile, folder: Path, offer: Offer) -> Path:
     """Fetch ``row`` into ``folder`` and return its path there.
 
-    An interrupted download is continued, by a later command too. The file appears under its own name only when
+    An interrupted download is continued, by a later command too. The file takes its own name only when
     it is whole and its sha256, the registry's or else the hub's, is right.
 
     Raises:
