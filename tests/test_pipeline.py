@@ -1,12 +1,8 @@
-"""One pipeline, many requests: pictures depend on the request alone, and nothing of it stays behind."""
+"""A picture depends on its request, on every field of it, and on nothing else."""
 
 from __future__ import annotations
 
-import gc
-import threading
-import weakref
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -17,9 +13,11 @@ import torch
 from core.errors import NumericalError, SuiteError, WeightsMissing
 from core.models.controlnet import ControlNet
 from core.pipeline import ControlNetPipeline
-from core.request import MAX_SEED, ControlUnit, Progress, Request, Result
+from core.request import MAX_SEED, ControlUnit, Progress, Result
 from core.sampling.samplers import SAMPLERS
 from tests.tiny_model import hint, tiny_config, tiny_control, tiny_networks, tiny_pipeline
+from tests.tiny_model import same_pictures as same
+from tests.tiny_model import tiny_request as request
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -34,17 +32,6 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def pipe() -> ControlNetPipeline:
     return tiny_pipeline()
-
-
-def request(seed: int = 0, **changes: Any) -> Request:
-    base = Request(
-        "a red car", (ControlUnit("canny", hint(seed)),), "blurry", steps=3, cfg_scale=3.0, seed=seed
-    )
-    return replace(base, **changes)
-
-
-def same(a: Result, b: Result) -> bool:
-    return all(np.array_equal(x, y) for x, y in zip(a.images, b.images, strict=True))
 
 
 # What comes out
@@ -239,220 +226,3 @@ def test_running_out_of_memory_says_what_to_do() -> None:
         pipe(request())
     handle.remove()
     assert pipe(request()).images
-
-
-# Threads, cancelling, gradient modes
-
-
-def test_requests_at_once_give_what_they_give_one_by_one(pipe: ControlNetPipeline) -> None:
-    asked = [
-        request(i, sampler=sampler, guess_mode=bool(i % 2), num_samples=1 + i % 2)
-        for i, sampler in enumerate([*SAMPLERS, *SAMPLERS])
-    ]
-    serial = [pipe(r) for r in asked]
-    with ThreadPoolExecutor(len(asked)) as pool:
-        parallel = list(pool.map(pipe, asked))
-    assert all(same(a, b) for a, b in zip(serial, parallel, strict=True))
-    assert [b.request for b in parallel] == asked
-
-
-def test_a_generator_may_be_resumed_by_other_threads(pipe: ControlNetPipeline) -> None:
-    wanted = pipe(request())
-    updates = pipe.sample(request())
-    received: list[Progress | Result] = []
-    for _ in range(4):
-        worker = threading.Thread(target=lambda: received.append(next(updates)))
-        worker.start()
-        worker.join()
-    last = received[-1]
-    assert isinstance(last, Result) and same(last, wanted)
-    assert same(pipe(request()), wanted)  # the lock is free again
-
-
-def test_closing_cancels_and_frees_the_model(pipe: ControlNetPipeline) -> None:
-    wanted = pipe(request())
-    updates = pipe.sample(request(steps=1000))
-    next(updates)
-    assert pipe._lock.locked()
-    close = threading.Thread(target=updates.close)  # type: ignore[attr-defined]
-    close.start()
-    close.join()
-    assert not pipe._lock.locked()
-    assert same(pipe(request()), wanted)
-
-
-def test_dropping_a_generator_frees_the_model(pipe: ControlNetPipeline) -> None:
-    updates = pipe.sample(request())
-    next(updates)
-    del updates
-    gc.collect()
-    assert not pipe._lock.locked()
-
-
-def test_a_generator_that_was_never_started_holds_nothing(pipe: ControlNetPipeline) -> None:
-    waiting = pipe.sample(request())
-    assert pipe(request()).images
-    del waiting
-
-
-def test_the_model_is_free_once_the_result_is_there(pipe: ControlNetPipeline) -> None:
-    updates = pipe.sample(request())
-    while not isinstance(next(updates), Result):
-        assert pipe._lock.locked()
-    assert not pipe._lock.locked()
-
-
-@pytest.mark.parametrize("cancel", [False, True])
-def test_nothing_of_a_request_stays_in_memory(pipe: ControlNetPipeline, cancel: bool) -> None:
-    pipe(request())  # what is kept on purpose, the ControlNet and the preview, is there now
-    picture = hint(3)
-    traces: list[weakref.ref[object]] = [weakref.ref(picture)]
-    updates = pipe.sample(request(controls=(ControlUnit("canny", picture),)))
-    handle = pipe.networks.unet.register_forward_hook(
-        lambda module, args, out: traces.extend([weakref.ref(out), weakref.ref(args[0])])
-    )
-    next(updates)
-    handle.remove()
-    if cancel:
-        updates.close()  # type: ignore[attr-defined]
-    else:
-        assert isinstance(list(updates)[-1], Result)
-    del picture, updates
-    gc.collect()
-    assert len(traces) == 3
-    assert all(trace() is None for trace in traces)
-
-
-@pytest.mark.parametrize("grad", [True, False])
-def test_the_callers_gradient_mode_is_never_touched(pipe: ControlNetPipeline, grad: bool) -> None:
-    def check() -> None:
-        assert torch.is_grad_enabled() is grad
-        assert not torch.is_inference_mode_enabled()
-
-    with torch.set_grad_enabled(grad):
-        updates = pipe.sample(request())
-        check()
-        for _ in updates:
-            check()
-        check()
-        cancelled = pipe.sample(request())
-        next(cancelled)
-        check()
-        cancelled.close()  # type: ignore[attr-defined]
-        check()
-        failing = pipe.sample(request())
-        next(failing)
-        with pytest.raises(KeyboardInterrupt):
-            failing.throw(KeyboardInterrupt())  # type: ignore[attr-defined]
-        check()
-    assert not pipe._lock.locked()
-
-
-def test_gradients_can_be_used_while_a_request_is_suspended(pipe: ControlNetPipeline) -> None:
-    updates = pipe.sample(request())
-    next(updates)
-    x = torch.ones(3, requires_grad=True)
-    (x * x).sum().backward()
-    assert x.grad is not None and x.grad.tolist() == [2.0] * 3
-    updates.close()  # type: ignore[attr-defined]
-
-
-def test_weights_loaded_while_sampling_are_ordinary_tensors() -> None:
-    pipe = tiny_pipeline()
-    pipe(request())
-    net = pipe._cache.get(["canny"])["canny"]
-    assert not any(p.is_inference() for p in net.parameters())
-
-
-# Memory placement
-
-
-class Recorder:
-    """Writes down which network is moved where, and when the networks compute."""
-
-    def __init__(self, pipe: ControlNetPipeline) -> None:
-        self.events: list[str] = []
-        self.here: set[str] = set()
-        self.names = {
-            id(n): type(n).__name__ for n in (pipe.networks.unet, pipe.networks.vae, pipe.networks.text)
-        }
-        self.device = torch.device("meta")  # stands for a device that is not the resting one
-        pipe._placement.device = self.device
-        pipe._placement._move = self.move
-
-    def move(self, module: torch.nn.Module, device: torch.device) -> None:
-        name = type(module).__name__
-        (self.here.add if device == self.device else self.here.discard)(name)
-        self.events.append(f"{name} {'in' if device == self.device else 'out'}")
-
-
-@pytest.fixture
-def recorded() -> Iterator[tuple[ControlNetPipeline, Recorder]]:
-    pipe = tiny_pipeline(low_vram=True)
-    recorder = Recorder(pipe)
-    yield pipe, recorder
-
-
-def test_low_vram_keeps_only_the_network_in_use_on_the_device(
-    recorded: tuple[ControlNetPipeline, Recorder],
-) -> None:
-    pipe, recorder = recorded
-    used: list[tuple[str, frozenset[str]]] = []
-    for module in (pipe.networks.unet, pipe.networks.text):
-        module.register_forward_pre_hook(
-            lambda m, args: used.append((type(m).__name__, frozenset(recorder.here)))
-        )
-    pipe.networks.vae.decoder.register_forward_pre_hook(
-        lambda m, args: used.append(("VAE", frozenset(recorder.here)))
-    )
-    wanted = tiny_pipeline()(request())
-    assert same(pipe(request()), wanted)
-    assert set(used) == {
-        ("TextEncoder", frozenset({"TextEncoder"})),
-        ("UNet", frozenset({"UNet", "ControlNet"})),
-        ("VAE", frozenset({"AutoencoderKL"})),
-    }
-    assert recorder.here == set()
-    assert recorder.events.count("UNet in") == 1  # for the request, not for each step
-
-
-def test_low_vram_brings_everything_back_after_a_cancel(
-    recorded: tuple[ControlNetPipeline, Recorder],
-) -> None:
-    pipe, recorder = recorded
-    updates = pipe.sample(request())
-    next(updates)
-    assert recorder.here == {"UNet", "ControlNet"}
-    updates.close()  # type: ignore[attr-defined]
-    assert recorder.here == set()
-
-
-def test_without_low_vram_nothing_is_moved() -> None:
-    pipe = tiny_pipeline()
-    moved: list[object] = []
-    pipe._placement._move = lambda module, device: moved.append(module)
-    pipe(request())
-    assert moved == []
-
-
-def test_pictures_are_decoded_one_at_a_time() -> None:
-    pipe = tiny_pipeline()
-    rows: list[int] = []
-    pipe.networks.vae.decoder.register_forward_pre_hook(lambda m, args: rows.append(len(args[0])))
-    pipe(request(num_samples=4))
-    assert rows == [1] * 4
-
-
-def test_control_nets_are_swapped_and_reused() -> None:
-    config, loaded = tiny_config(), list[str]()
-
-    def load(name: str) -> ControlNet:
-        loaded.append(name)
-        return tiny_control(config, name)
-
-    pipe = ControlNetPipeline(config, tiny_networks(config), load, max_controls=2)
-    unet = pipe.networks.unet
-    for name in ("canny", "depth", "canny", "seg", "canny", "depth"):
-        pipe(request(controls=(ControlUnit(name, hint()),)))
-    assert loaded == ["canny", "depth", "seg", "depth"]
-    assert pipe.networks.unet is unet

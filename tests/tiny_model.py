@@ -5,6 +5,9 @@ The zero convolutions get values too: as they are initialised, a ControlNet woul
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,6 +25,7 @@ from core.models.text_encoder import TextEncoder
 from core.models.unet import UNet
 from core.models.vae import AutoencoderKL
 from core.pipeline import ControlNetPipeline
+from core.request import ControlUnit, Request, Result
 from core.weights.checkpoint import BaseNetworks
 from tests.deterministic_weights import fill_module
 
@@ -43,7 +47,7 @@ def tiny_config(parameterization: str = "eps") -> ModelConfig:
         ),
         control=ControlNetConfig(hint_widths=[4, 4, 8, 8]),
         vae=VAEConfig(ch=4, ch_mult=[1, 1, 1, 2], num_res_blocks=1, norm_groups=4),
-        text=TextConfig(width=32, heads=2, layers=1, kept_tokens=512),
+        text=TextConfig(width=32, heads=2, layers=1),
         schedule=ScheduleConfig(parameterization=parameterization),
     )
 
@@ -83,3 +87,14 @@ def hint(seed: int = 0, height: int = 64, width: int = 64) -> NDArray[np.uint8]:
 
 def latents(batch: int = 1, seed: int = 0) -> torch.Tensor:
     return torch.randn(batch, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def tiny_request(seed: int = 0, **changes: Any) -> Request:
+    base = Request(
+        "a red car", (ControlUnit("canny", hint(seed)),), "blurry", steps=3, cfg_scale=3.0, seed=seed
+    )
+    return replace(base, **changes)
+
+
+def same_pictures(a: Result, b: Result) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(a.images, b.images, strict=True))
