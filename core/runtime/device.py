@@ -20,8 +20,8 @@ def resolve_device(name: str) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in {"cpu", "cuda", "mps"} or (index and not (kind == "cuda" and index.isdigit())):
+    kind, colon, index = name.partition(":")
+    if kind not in {"cpu", "cuda", "mps"} or (colon and not (kind == "cuda" and index.isdecimal())):
         raise ValueError(f"device is {name!r}: give one of {', '.join(DEVICES)}.")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise ValueError(

@@ -28,7 +28,7 @@ def test_devices_are_taken_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         assert str(resolve_device(name)) == name
 
 
-@pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "cpu:0", "tpu", "CUDA", "cuda:-1"])
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "cpu:0", "tpu", "CUDA", "cuda:-1", "cuda:"])
 def test_an_unknown_device_is_answered_with_the_choices(name: str) -> None:
     with pytest.raises(ValueError, match="give one of auto, cpu, cuda, cuda:N, mps"):
         resolve_device(name)
