@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -24,6 +25,10 @@ SHOW_RESULTS = """() => {
 }"""
 
 
+# Said by the browser itself, so that it cannot come after the server's word that the run has ended.
+STOPPING = f"() => {json.dumps(look.progress('Stopping', None))}"
+
+
 def connect(app: App, widgets: Widgets, handlers: Handlers) -> None:
     """Wire one app."""
     w = widgets
@@ -34,7 +39,9 @@ def connect(app: App, widgets: Widgets, handlers: Handlers) -> None:
     if w.examples is not None:
         filled = _quietly(w.examples.click, _fill_from(app), [w.examples], [w.image, w.prompt])
         running.append(_run_after(_quietly(partial(filled.then, js=show), _busy, None, buttons), w, handlers))
-    _quietly(w.cancel.click, _cancelled, None, buttons, cancels=running)
+    w.cancel.click(
+        None, None, [w.status], js=STOPPING, cancels=running, show_progress="hidden", api_visibility="private"
+    )
     resolution = w.settings["resolution"]
     gr.on(
         [w.image.change, resolution.change],
@@ -84,8 +91,10 @@ def _run_after(event: Any, w: Widgets, handlers: Handlers) -> Any:
         concurrency_limit=1,
         api_visibility="private",
     )
-    _quietly(running.then, _idle, None, [w.run, w.cancel])  # after success, and after cancelling
-    _quietly(running.failure, _failed, [w.status], [w.run, w.cancel, w.status])
+    # Not "then": Gradio calls that after a success and after a cancel, but not after an error. Cancelling
+    # counts as a failure, and Gradio tells it only when the generator is closed and so the pipeline is free.
+    for over in (running.success, running.failure):
+        _quietly(over, _ended, [w.status], [w.run, w.cancel, w.status])
     return running
 
 
@@ -94,30 +103,19 @@ def _quietly(
     fn: Callable[..., Any],
     inputs: list[Component] | None,
     outputs: list[Component],
-    cancels: list[Any] | None = None,
 ) -> Any:
     """Listen for an event whose handler is quick: outside the queue, without a spinner, not in the API."""
-    return listen(
-        fn, inputs, outputs, queue=False, show_progress="hidden", api_visibility="private", cancels=cancels
-    )
+    return listen(fn, inputs, outputs, queue=False, show_progress="hidden", api_visibility="private")
 
 
 def _busy() -> tuple[Any, Any, str]:
     return gr.update(visible=False), gr.update(visible=True), look.progress("Waiting for its turn", None)
 
 
-def _idle() -> tuple[Any, Any]:
-    return gr.update(visible=True), gr.update(visible=False)
-
-
-def _failed(status: str) -> tuple[Any, Any, Any]:
-    """Bring the Run button back; the run has said what went wrong, unless it never began."""
-    began = look.BAR not in status
-    return *_idle(), gr.skip() if began else look.notice("The run did not begin: try again in a while.")
-
-
-def _cancelled() -> tuple[Any, Any, str]:
-    return *_idle(), look.summary("Cancelled", "The settings are as you left them.")
+def _ended(status: str) -> tuple[Any, Any, Any]:
+    """Bring the Run button back; the run has had its say, unless it was cancelled or never began."""
+    last_word = gr.skip() if look.BAR not in status else look.summary("Stopped", look.KEPT)
+    return gr.update(visible=True), gr.update(visible=False), last_word
 
 
 def _fill_from(app: App) -> Callable[[int], tuple[str, str]]:

@@ -14,6 +14,7 @@ FAVICON = Path(__file__).with_name("favicon.svg")
 GET_SD15 = "python -m core.weights get sd15 control_sd15_canny"
 
 BAR = "cn-bar"
+KEPT = "The settings are as you left them."
 # Behind the page, where its own style sheet does not reach.
 HEAD = "<style>body { background: var(--body-background-fill) !important; }</style>"
 

@@ -79,7 +79,7 @@ def test_cancel_stops_the_pipeline_and_the_next_run_works(
     page.locator("#canny-cancel").click()
     assert slowly.closed_early.wait(10)
     assert not slowly.lock.locked()
-    page.locator("#canny-status").get_by_text("Cancelled").wait_for()
+    page.locator("#canny-status").get_by_text("Stopped").wait_for()
     page.wait_for_selector("#canny-run")
     assert visitor.number(page, "steps") == 100
     slowly.gate = None
