@@ -73,13 +73,14 @@ def pack_weights(network: nn.Module) -> None:
     """
     if not can_pack():
         return
-    for parent in list(network.modules()):
-        for name, layer in list(parent.named_children()):
-            # Exactly these types: who derives from them may read the weight itself.
-            if type(layer) is nn.Conv2d and _is_packable(layer.weight):
-                setattr(parent, name, PackedConv2d(layer))
-            elif type(layer) is nn.Linear and _is_packable(layer.weight):
-                setattr(parent, name, PackedLinear(layer))
+    for name, layer in list(network.named_children()):
+        # Exactly these types: who derives from them may read the weight itself.
+        if type(layer) is nn.Conv2d and _is_packable(layer.weight):
+            setattr(network, name, PackedConv2d(layer))
+        elif type(layer) is nn.Linear and _is_packable(layer.weight):
+            setattr(network, name, PackedLinear(layer))
+        else:
+            pack_weights(layer)  # level by level: a list of all layers would keep every plain weight alive
 
 
 def _is_packable(weight: Tensor) -> bool:

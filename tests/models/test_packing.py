@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import weakref
 
 import pytest
 import torch
 from torch import nn
 
+from core.models import packing
 from core.models.controlnet import ControlNet
 from core.models.packing import Packed, can_pack, pack_weights
 from core.models.unet import UNet
@@ -62,3 +64,21 @@ def test_a_float32_network_is_left_as_it_is() -> None:
     unet = UNet(SMALL21_UNET)
     pack_weights(unet)
     assert not any(isinstance(m, Packed) for m in unet.modules())
+
+
+@needs_packing
+def test_plain_weights_are_given_back_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = [nn.Linear(8, 8, dtype=torch.bfloat16) for _ in range(4)]
+    plain = [weakref.ref(layer.weight) for layer in layers]
+    network = nn.Sequential(*(nn.Sequential(layer) for layer in layers))
+    del layers
+    alive: list[int] = []
+
+    class Counted(packing.PackedLinear):
+        def __init__(self, linear: nn.Linear) -> None:
+            alive.append(sum(weight() is not None for weight in plain))
+            super().__init__(linear)
+
+    monkeypatch.setattr(packing, "PackedLinear", Counted)
+    pack_weights(network)
+    assert alive == [4, 3, 2, 1]
