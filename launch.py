@@ -93,7 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     page = build(apps, model)
     auth = (user, password) if args.auth else None
-    serve(page, host=args.host, port=args.port, share=args.share, auth=auth)
+    try:
+        serve(page, host=args.host, port=args.port, share=args.share, auth=auth)
+    except OSError as error:
+        cli.exit(1, f"The page cannot be served at {args.host}:{args.port} ({error}): give another --port.\n")
     model.start()  # after the page is up, so that it answers while the weights load
     page.block_thread()
     return 0

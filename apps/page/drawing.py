@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 import annotators
-from annotators.base import Annotation, passthrough
+from annotators.base import Annotation, looks_inverted, passthrough
 from apps.page.files import PictureFolder
 from apps.page.model import Model, explain_missing
-from apps.page.settings import DETECT, INVERTED_MAP, Settings
+from apps.page.settings import DETECT, INVERTED_MAP, READY_MAP, Settings
 from apps.spec import App
 from core.errors import WeightsMissing
 from core.images import fit_size, open_image, to_rgb
@@ -34,6 +34,8 @@ PREVIEW_SIDE = 384
 class Frame:
     """What there is to show now: the map and, after it, a preview or the finished pictures.
 
+    ``note`` is a warning about the map, said once.
+
     ``step`` is 0 before the first step; ``seconds_left`` is None while unknown; ``result`` comes last.
     """
 
@@ -43,6 +45,7 @@ class Frame:
     total: int = 0
     seconds_left: float | None = None
     result: Result | None = field(default=None, compare=False)
+    note: str = ""
 
 
 def size_of(path: str | Path | None, resolution: int) -> tuple[int, int]:
@@ -80,6 +83,12 @@ def make_hint(app: App, path: str | Path | None, settings: Settings) -> Annotati
     return Annotation(ready.hint, annotator.preview(ready.hint))
 
 
+def _note(path: str | Path | None, settings: Settings) -> str:
+    if settings.preprocessor == READY_MAP and looks_inverted(path):
+        return "Your map seems to be dark on light. If so, choose the inverted kind under Preprocessor."
+    return ""
+
+
 def make_request(app: App, hint: NDArray[np.uint8], settings: Settings) -> Request:
     """Say what the pipeline has to draw.
 
@@ -113,7 +122,7 @@ def draw(
     annotation = make_hint(app, path, settings)
     request = make_request(app, annotation.hint, settings)
     shown = folder.save_map(annotation.preview, app, settings, request, model.name)
-    yield Frame("Map ready", (shown,))
+    yield Frame("Map ready", (shown,), note=_note(path, settings))
     while not model.wait(LOADING_SECONDS):
         yield Frame(f"Loading {model.title}", (shown,))
     pipeline = model.get()

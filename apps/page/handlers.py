@@ -75,6 +75,8 @@ class Handlers:
         try:
             with told(), closing(self.frames(image, prompt, named)) as frames:
                 for frame in frames:
+                    if frame.note:
+                        gr.Warning(frame.note, title="About your map")
                     gallery = gr.skip() if frame.files == shown else _items(frame)
                     shown = frame.files
                     seed = frame.result.request.seed if frame.result else gr.skip()

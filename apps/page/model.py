@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from core.config import ModelConfig, load_config
+from core.config import ModelConfig, config_names, load_config
 from core.errors import SuiteError, WeightsMissing
 from core.request import Progress, Request, Result
 
@@ -123,7 +123,7 @@ def choose(wanted: str, controls: Sequence[str], located: Callable[[str], bool] 
     ``located`` tells whether the weights of a name in ckpts/registry.yaml are there.
     """
     if wanted.lower() != "auto":
-        return wanted
+        return wanted.lower() if wanted.lower() in config_names() else wanted
     there = located or _is_there
     config = load_config(FULL)
     names = [config.controls[control] for control in controls if control in config.controls]

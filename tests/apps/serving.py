@@ -19,7 +19,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def served(apps: Sequence[App], model: Model | Pipeline, folder: Path) -> Iterator[str]:
+def served(
+    apps: Sequence[App], model: Model | Pipeline, folder: Path, auth: tuple[str, str] | None = None
+) -> Iterator[str]:
     """Yield the address of a page whose files lie in ``folder``."""
     before = os.environ.get("GRADIO_TEMP_DIR")
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
@@ -27,7 +29,7 @@ def served(apps: Sequence[App], model: Model | Pipeline, folder: Path) -> Iterat
 
     page = build(apps, model)
     try:
-        yield serve(page, host="127.0.0.1", port=free_port(), quiet=True)
+        yield serve(page, host="127.0.0.1", port=free_port(), auth=auth, quiet=True)
     finally:
         page.close()
         if before is None:

@@ -167,6 +167,21 @@ def test_a_ready_map_is_taken_as_it_is_or_inverted(tmp_path: Path) -> None:
     np.testing.assert_array_equal(inverted.hint, 255 - lines)
 
 
+@pytest.mark.parametrize(
+    ("ground", "kind", "warned"), [(255, "none", True), (0, "none", False), (255, "invert", False)]
+)
+def test_a_map_that_seems_inverted_is_warned_of_once(
+    tmp_path: Path, folder: PictureFolder, ground: int, kind: str, warned: bool
+) -> None:
+    lines = np.full((256, 256, 3), ground, np.uint8)
+    lines[100:104] = 255 - ground
+    Image.fromarray(lines).save(tmp_path / "map.png")
+    frames = draw(
+        CANNY, tmp_path / "map.png", settings(preprocessor=kind), Model.ready(FakePipeline()), folder
+    )
+    assert [bool(frame.note) for frame in frames].count(True) == int(warned)
+
+
 def test_the_thresholds_reach_the_detector(photo: Path) -> None:
     few = make_hint(CANNY, photo, settings(low_threshold=250, high_threshold=255)).hint
     many = make_hint(CANNY, photo, settings(low_threshold=1, high_threshold=2)).hint

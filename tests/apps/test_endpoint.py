@@ -256,3 +256,11 @@ def test_only_the_apps_can_be_called(client: Client, url: str) -> None:
 def test_the_page_asks_for_nothing_from_elsewhere(url: str) -> None:
     assert httpx.get(f"{url}config").json()["analytics_enabled"] is False
     assert httpx.get(f"{url}monitoring/summary").status_code in {403, 404}
+
+
+def test_a_password_keeps_strangers_out(tmp_path: Path) -> None:
+    with served(all_apps(), FakePipeline(), tmp_path, auth=("ann", "secret")) as address:
+        assert httpx.get(f"{address}config").status_code == 401
+        join = f"{address}gradio_api/queue/join"
+        assert httpx.post(join, json={"data": [], "fn_index": 0, "session_hash": "x"}).status_code == 401
+        assert Client(address, verbose=False, auth=("ann", "secret")).view_api(return_format="dict")

@@ -53,6 +53,22 @@ def test_a_wrong_argument_says_what_is_allowed(
     assert message in capsys.readouterr().err
 
 
+def test_a_port_in_use_is_told_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import apps.ui
+
+    def serve(page: Any, **options: Any) -> str:
+        raise OSError("in use")
+
+    monkeypatch.setattr(apps.ui, "build", lambda apps, model: None)
+    monkeypatch.setattr(apps.ui, "serve", serve)
+    with pytest.raises(SystemExit) as stopped:
+        launch.main(["--model", "demo", "--port", "8001"])
+    assert stopped.value.code == 1
+    assert "127.0.0.1:8001 (in use): give another --port" in capsys.readouterr().err
+
+
 def test_arguments_reach_the_page_and_the_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
     import apps.ui
     import core

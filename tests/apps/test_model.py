@@ -33,6 +33,8 @@ def test_auto_asks_the_registry_where_nothing_else_is_given(
 
 def test_a_named_model_is_taken_as_it_is() -> None:
     assert choose("sd21", ["canny"], lambda name: True) == "sd21"
+    assert choose("SD21", ["canny"], lambda name: True) == "sd21"
+    assert choose("My/File.ckpt", ["canny"], lambda name: True) == "My/File.ckpt"
 
 
 def test_a_model_is_described_before_it_is_loaded(tmp_path: Path) -> None:
