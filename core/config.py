@@ -85,7 +85,7 @@ class TextConfig:
 
 @dataclass
 class ScheduleConfig:
-    """The noise schedule: betas are squares of ``linspace(sqrt(linear_start), sqrt(linear_end), timesteps)``."""
+    """The noise schedule: betas are evenly spaced squares, from ``linear_start`` to ``linear_end``."""
 
     timesteps: int = 1000
     linear_start: float = 0.00085

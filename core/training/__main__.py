@@ -35,8 +35,11 @@ def parser() -> argparse.ArgumentParser:
     sub = _stage(commands, "render", "compose toy-world scenes into --data")
     sub.add_argument("--count", type=int, default=16384, help="scenes (default 16384)")
     sub.add_argument("--workers", type=int, default=2, help="processes (default 2)")
-    _training(_stage(commands, "vae", "train the autoencoder"), steps=2200, rate=1e-3, batch=8)
-    _stage(commands, "latents", "whiten the autoencoder and encode the scenes")
+    _stage(commands, "encoder", "fit the autoencoder in closed form")
+    sub = _stage(commands, "latents", "encode the scenes with the fitted encoder")
+    sub.add_argument("--count", type=int, help="how many of the scenes (default all)")
+    sub = _stage(commands, "decoder", "train the decoder on the latents")
+    _training(sub, steps=3000, rate=3e-4, batch=8)
     _training(_stage(commands, "base", "train UNet and text encoder"), steps=6000, rate=5e-4, batch=16)
     sub = _stage(commands, "control", "train a ControlNet on the locked base and export it")
     _training(sub, steps=2000, rate=4e-4, batch=16)
@@ -78,23 +81,25 @@ def run_stage(args: argparse.Namespace, config: ModelConfig) -> None:
     from core.training import demo
     from core.training.base import train_base
     from core.training.loop import LoopConfig
-    from core.training.vae import train_vae
+    from core.training.vae import fit_autoencoder, train_decoder
 
     vae_run, base_run = args.runs / "vae", args.runs / "base"
     if args.command == "latents":
-        return demo.make_latents(config, args.data, vae_run)
+        return demo.make_latents(config, args.data, vae_run, args.count)
+    if args.command == "encoder":
+        return fit_autoencoder(config, args.data, vae_run)
     if args.command == "export":
         return demo.export_demo_base(config, vae_run, base_run, args.ckpts / "base.safetensors")
-    name = f"control_{args.control}" if args.command == "control" else args.command
+    folders = {"decoder": "vae", "base": "base", "control": f"control_{getattr(args, 'control', '')}"}
     loop = LoopConfig(
-        output=args.runs / name,
+        output=args.runs / folders[args.command],
         steps=args.steps,
         minutes=args.minutes,
         learning_rate=args.rate,
         decay=args.decay,
     )
-    if args.command == "vae":
-        return train_vae(config, args.data, loop, batch_size=args.batch)
+    if args.command == "decoder":
+        return train_decoder(config, args.data, loop, batch_size=args.batch)
     if args.command == "base":
         return train_base(config, args.data, loop, batch_size=args.batch)
     output = args.ckpts / f"{args.control}.safetensors"

@@ -3,70 +3,22 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from core.config import ModelConfig
 from core.models.text_encoder import END_TOKEN, START_TOKEN, TextEncoder, tokenizer
 from core.models.unet import UNet
-from core.models.vae import AutoencoderKL
-from core.training.data import Scenes, to_tensor
+from core.training.data import LatentScenes
 from core.training.diffusion import DiffusionLoss, draw
 from core.training.loop import LoopConfig, Trainer
 from core.training.toyworld.captions import ADDED_PROMPT, NEGATIVE_PROMPT
 from core.training.toyworld.vocabulary import vocabulary
 
 UNKNOWN_WORD = "qwzrtx"  # its tokens are not in the vocabulary
-
-
-@torch.inference_mode()
-def cache_latents(vae: AutoencoderKL, data: Path, *, batch_size: int = 16) -> None:
-    """Write latents.npy (N, C, h, w) float16, scaled, the mode of each scene of ``data``."""
-    scenes = Scenes.open(data)
-    latents: NDArray[np.float16] | None = None
-    for start in tqdm(range(0, len(scenes), batch_size), desc="latents", mininterval=10):
-        images = to_tensor(scenes.images[start : start + batch_size])
-        with torch.autocast("cpu", torch.bfloat16):
-            batch = vae.encode(images.contiguous(memory_format=torch.channels_last)).half().numpy()
-        if latents is None:
-            latents = np.empty((len(scenes), *batch.shape[1:]), np.float16)
-        latents[start : start + len(batch)] = batch
-    assert latents is not None
-    np.save(data / "latents.npy", latents)
-
-
-@dataclass(frozen=True, slots=True)
-class LatentScenes:
-    """Cached latents (N, C, h, w) float16, with the scenes they were made of."""
-
-    latents: NDArray[np.float16]
-    scenes: Scenes
-
-    @classmethod
-    def open(cls, data: Path) -> LatentScenes:
-        """Open what ``cache_latents`` wrote.
-
-        Raises:
-            FileNotFoundError: with the command that makes the latents.
-        """
-        if not (data / "latents.npy").exists():
-            raise FileNotFoundError(
-                f"{data} holds no latents. Run: python -m core.training latents --data {data}"
-            )
-        return cls(np.load(data / "latents.npy"), Scenes.open(data))
-
-    def batch(self, size: int, generator: torch.Generator) -> tuple[NDArray[np.int64], Tensor, list[str]]:
-        """Draw indices, latents (size, C, h, w) float32 and captions, varied as training wants them."""
-        which = torch.randint(len(self.latents), (size,), generator=generator).numpy()
-        rng = random.Random(int(torch.randint(2**31, (1,), generator=generator)))
-        captions = [vary_caption(self.scenes.captions[i], rng) for i in which]
-        return which, torch.from_numpy(self.latents[which]).float(), captions
 
 
 def kept_token_ids(layout: str) -> Tensor:
@@ -92,6 +44,12 @@ def vary_caption(caption: str, rng: random.Random) -> str:
     return caption + ADDED_PROMPT if rng.random() < 0.5 else caption
 
 
+def varied_captions(captions: Sequence[str], generator: torch.Generator) -> list[str]:
+    """Vary every caption, as ``generator`` says."""
+    rng = random.Random(int(torch.randint(2**31, (1,), generator=generator)))
+    return [vary_caption(caption, rng) for caption in captions]
+
+
 class Denoiser(nn.Module):
     """UNet and text encoder as one module, for training them together."""
 
@@ -112,7 +70,8 @@ def train_base(config: ModelConfig, data: Path, loop: LoopConfig, *, batch_size:
     criterion = DiffusionLoss(config.schedule, min_snr=True)
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
-        _, x_0, captions = dataset.batch(batch_size, generator)
+        which, x_0 = dataset.draw(batch_size, generator)
+        captions = varied_captions([dataset.scenes.captions[i] for i in which], generator)
         noise, t = draw(tuple(x_0.shape), config.schedule.timesteps, generator)
         x_t = criterion.noised(x_0, noise, t).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):

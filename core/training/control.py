@@ -17,7 +17,8 @@ from core.config import ModelConfig
 from core.models.controlnet import ControlNet
 from core.models.text_encoder import TextEncoder
 from core.models.unet import UNet
-from core.training.base import LatentScenes
+from core.training.base import varied_captions
+from core.training.data import LatentScenes
 from core.training.diffusion import DiffusionLoss, draw
 from core.training.loop import LoopConfig, Trainer
 
@@ -68,7 +69,8 @@ class SceneControlBatches:
 
     def __call__(self, generator: torch.Generator) -> ControlBatch:
         """Draw one batch."""
-        which, x_0, captions = self.dataset.batch(self.size, generator)
+        which, x_0 = self.dataset.draw(self.size, generator)
+        captions = varied_captions([self.dataset.scenes.captions[i] for i in which], generator)
         rng = random.Random(int(torch.randint(2**31, (1,), generator=generator)))
         captions = ["" if rng.random() < EMPTY_PROMPTS else caption for caption in captions]
         hints = np.stack([self.make_hint(self.dataset.scenes.images[i], rng) for i in which])

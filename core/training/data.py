@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from core.models.vae import AutoencoderKL
 from core.training.toyworld.scene import make_scene
 from core.training.toyworld.sprites import SpriteLibrary
 
@@ -78,3 +79,44 @@ class Scenes:
 def to_tensor(images: NDArray[np.uint8]) -> Tensor:
     """Map (B, H, W, 3) uint8 to (B, 3, H, W) float32 in [-1, 1]."""
     return torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float32)).div_(127.5).sub_(1.0)
+
+
+@torch.inference_mode()
+def cache_latents(vae: AutoencoderKL, data: Path, *, count: int | None = None, batch_size: int = 16) -> None:
+    """Write latents.npy (N, C, h, w) float16, scaled modes, of the first ``count`` scenes."""
+    images = Scenes.open(data).images[:count]
+    side = images.shape[1] // vae.factor
+    latents = np.empty((len(images), vae.config.embed_dim, side, side), np.float16)
+    for start in tqdm(range(0, len(images), batch_size), desc="latents", mininterval=10):
+        batch = to_tensor(images[start : start + batch_size])
+        with torch.autocast("cpu", torch.bfloat16):
+            latents[start : start + len(batch)] = vae.encode(batch).half().numpy()
+    partial_path = data / "latents.partial.npy"
+    np.save(partial_path, latents)
+    os.replace(partial_path, data / "latents.npy")
+
+
+@dataclass(frozen=True, slots=True)
+class LatentScenes:
+    """Cached latents (N, C, h, w) float16, of the first N of the scenes."""
+
+    latents: NDArray[np.float16]
+    scenes: Scenes
+
+    @classmethod
+    def open(cls, data: Path) -> LatentScenes:
+        """Open what ``cache_latents`` wrote.
+
+        Raises:
+            FileNotFoundError: with the command that makes the latents.
+        """
+        if not (data / "latents.npy").exists():
+            raise FileNotFoundError(
+                f"{data} holds no latents. Run: python -m core.training latents --data {data}"
+            )
+        return cls(np.load(data / "latents.npy"), Scenes.open(data))
+
+    def draw(self, size: int, generator: torch.Generator) -> tuple[NDArray[np.int64], Tensor]:
+        """Draw indices (size,) and their latents (size, C, h, w) float32."""
+        which = torch.randint(len(self.latents), (size,), generator=generator).numpy()
+        return which, torch.from_numpy(self.latents[which]).float()

@@ -7,36 +7,29 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 
 from core.config import ModelConfig
 from core.models.vae import AutoencoderKL
-from core.training.base import Denoiser, cache_latents
+from core.training.base import Denoiser
 from core.training.control import SceneControlBatches, train_control
-from core.training.data import Scenes, to_tensor
+from core.training.data import cache_latents
 from core.training.evaluate import Report, evaluate
 from core.training.export import export_base, export_control, load_average
 from core.training.loop import LoopConfig
-from core.training.vae import whiten
+from core.training.vae import load_fitted
 
-WHITENED = "vae.safetensors"
-
-
-def make_latents(config: ModelConfig, data: Path, vae_run: Path) -> None:
-    """Whiten the trained autoencoder, keep it beside its checkpoint, and encode every scene of ``data``."""
-    vae = AutoencoderKL(config.vae).to(memory_format=torch.channels_last).requires_grad_(False)
-    load_average(vae, vae_run / "checkpoint.pt")
-    images = Scenes.open(data).images
-    sample = images[:: max(1, len(images) // 128)][:128]
-    whiten(vae, to_tensor(sample).contiguous(memory_format=torch.channels_last))
-    save_file({k: v.contiguous() for k, v in vae.state_dict().items()}, vae_run / WHITENED)
-    cache_latents(vae, data)
+def make_latents(config: ModelConfig, data: Path, vae_run: Path, count: int | None) -> None:
+    """Encode the first ``count`` scenes of ``data`` with the fitted encoder."""
+    cache_latents(load_fitted(config, vae_run), data, count=count)
 
 
 def load_vae(config: ModelConfig, vae_run: Path) -> AutoencoderKL:
-    """Return the whitened autoencoder that ``make_latents`` kept."""
-    vae = AutoencoderKL(config.vae).requires_grad_(False)
-    vae.load_state_dict(load_file(vae_run / WHITENED))
+    """Return the fitted encoder with the trained decoder, or the fitted one where none is trained yet."""
+    vae = load_fitted(config, vae_run)
+    checkpoint = vae_run / "checkpoint.pt"
+    if checkpoint.exists():
+        average = torch.load(checkpoint, map_location="cpu", weights_only=True)["ema"]
+        vae.load_state_dict(vae.state_dict() | average)
     return vae
 
 

@@ -1,4 +1,4 @@
-"""Train the demo model's autoencoder, and whiten its latents."""
+"""The demo model's autoencoder: an encoder fitted in closed form, and a decoder that is trained."""
 
 from __future__ import annotations
 
@@ -7,25 +7,60 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core.config import ModelConfig
 from core.models.vae import AutoencoderKL
-from core.training.data import Scenes, to_tensor
+from core.training.data import LatentScenes, Scenes, to_tensor
 from core.training.loop import LoopConfig, Trainer
+from core.training.vae_init import init_as_pyramid, whiten
 
-KL_WEIGHT = 1e-5  # holds the latents' spread down without blurring the picture
 EDGE_WEIGHT = 0.5  # L1 on the differences of neighbouring pixels: keeps outlines crisp
-SQUARE_WEIGHT = 3.0  # squared error pulls wrong colours right sooner than L1 alone
+SQUARE_WEIGHT = 3.0
+LATENT_NOISE = 0.08  # the decoder meets sampled latents, which are never quite those of a picture
+FITTED = "fitted.safetensors"
 
 
-def random_crops(scenes: Scenes, count: int, crop: int, generator: torch.Generator) -> Tensor:
-    """Draw ``count`` random crops (count, 3, crop, crop) in [-1, 1]."""
-    size = scenes.images.shape[1]
-    which = torch.randint(len(scenes), (count,), generator=generator).tolist()
-    corner = torch.randint(size - crop + 1, (count, 2), generator=generator).tolist()
-    cut = [scenes.images[i, y : y + crop, x : x + crop] for i, (y, x) in zip(which, corner, strict=True)]
-    return to_tensor(np.stack(cut))
+def fit_autoencoder(config: ModelConfig, data: Path, run: Path) -> None:
+    """Fit the encoder, and a first decoder, on a sample of the scenes in ``data``; write them to ``run``."""
+    torch.manual_seed(0)
+    images = Scenes.open(data).images
+    sample = to_tensor(images[:: max(1, len(images) // 64)][:64])
+    vae = AutoencoderKL(config.vae).requires_grad_(False)
+    init_as_pyramid(vae, sample[:32])
+    whiten(vae, sample)
+    run.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in vae.state_dict().items()}, run / FITTED)
+
+
+def load_fitted(config: ModelConfig, run: Path) -> AutoencoderKL:
+    """Return what ``fit_autoencoder`` wrote.
+
+    Raises:
+        FileNotFoundError: with the command that fits it.
+    """
+    if not (run / FITTED).exists():
+        raise FileNotFoundError(f"{run / FITTED} is not there. Run: python -m core.training encoder")
+    vae = AutoencoderKL(config.vae).requires_grad_(False)
+    vae.load_state_dict(load_file(run / FITTED))
+    return vae
+
+
+def aligned_crops(
+    dataset: LatentScenes, count: int, crop: int, factor: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw latents (count, C, crop/factor, crop/factor) and the pictures (count, 3, crop, crop) that they are of."""
+    side = dataset.latents.shape[-1]
+    cells = crop // factor
+    which = torch.randint(len(dataset.latents), (count,), generator=generator).tolist()
+    corner = torch.randint(side - cells + 1, (count, 2), generator=generator).tolist()
+    latents, images = [], []
+    for i, (y, x) in zip(which, corner, strict=True):
+        latents.append(dataset.latents[i, :, y : y + cells, x : x + cells])
+        rows, columns = slice(y * factor, (y + cells) * factor), slice(x * factor, (x + cells) * factor)
+        images.append(dataset.scenes.images[i, rows, columns])
+    return torch.from_numpy(np.stack(latents)).float(), to_tensor(np.stack(images))
 
 
 def edge_loss(a: Tensor, b: Tensor) -> Tensor:
@@ -34,54 +69,26 @@ def edge_loss(a: Tensor, b: Tensor) -> Tensor:
     return (d[..., 1:] - d[..., :-1]).abs().mean() + (d[..., 1:, :] - d[..., :-1, :]).abs().mean()
 
 
-def vae_loss(vae: AutoencoderKL, images: Tensor, generator: torch.Generator) -> Tensor:
-    """Return pixel, edge and KL loss of one batch ``images`` (B, 3, H, W) in [-1, 1]."""
+def decoder_loss(vae: AutoencoderKL, latents: Tensor, images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the pixel and edge loss of decoding ``latents`` (B, C, h, w), slightly noised, to ``images``."""
+    noised = latents + LATENT_NOISE * torch.randn(latents.shape, generator=generator)
     with torch.autocast(images.device.type, torch.bfloat16):
-        mean, logvar = vae.moments(images)
-        noise = torch.randn(mean.shape, generator=generator).to(mean)
-        out = vae.decoder(vae.post_quant_conv(mean + (0.5 * logvar).exp() * noise))
-    out, mean, logvar = out.float(), mean.float(), logvar.float()
-    kl = 0.5 * (mean.pow(2) + logvar.exp() - 1.0 - logvar).mean()
+        out = vae.decode(noised)
+    out = out.float()
     pixels = F.l1_loss(out, images) + SQUARE_WEIGHT * F.mse_loss(out, images)
-    return pixels + EDGE_WEIGHT * edge_loss(out, images) + KL_WEIGHT * kl
+    return pixels + EDGE_WEIGHT * edge_loss(out, images)
 
 
-def train_vae(
-    config: ModelConfig, data: Path, loop: LoopConfig, *, batch_size: int = 16, crop: int = 128
-) -> None:
-    """Train the autoencoder on random crops of the rendered scenes in ``data``; resumes from ``loop.output``."""
-    scenes = Scenes.open(data)
-    torch.manual_seed(loop.seed)
-    vae = AutoencoderKL(
-        config.vae
-    )  # not channels_last: its GroupNorm gradient is several times slower on a CPU
-    trainer = Trainer(vae.named_parameters(), loop)
-    trainer.run(lambda step, g: vae_loss(vae, random_crops(scenes, batch_size, crop, g), g), batch_size)
+def train_decoder(config: ModelConfig, data: Path, loop: LoopConfig, *, batch_size: int, crop: int = 128) -> None:
+    """Train the decoder on cached latents; resumes from ``loop.output``, where the fitted start lies too."""
+    # Not channels_last: the gradient of GroupNorm is then several times slower on a CPU.
+    vae = load_fitted(config, loop.output)
+    vae.decoder.requires_grad_(True)
+    vae.post_quant_conv.requires_grad_(True)
+    dataset = LatentScenes.open(data)
 
+    def loss(step: int, generator: torch.Generator) -> Tensor:
+        latents, images = aligned_crops(dataset, batch_size, crop, vae.factor, generator)
+        return decoder_loss(vae, latents, images, generator)
 
-@torch.inference_mode()
-def whiten(vae: AutoencoderKL, images: Tensor) -> None:
-    """Fold a shift and a rotation into the two 1x1 convolutions: latents get zero mean and unit covariance.
-
-    The mapping from picture to picture stays the same; only the latents between are expressed in principal
-    axes. ``images`` (N, 3, H, W) in [-1, 1] is the sample to measure. Log-variances are only shifted by the
-    mean scale: latents are taken from the mode.
-    """
-    mean, _ = vae.moments(images)
-    channels = mean.shape[1]
-    flat = mean.permute(0, 2, 3, 1).reshape(-1, channels).double()
-    centre = flat.mean(0)
-    values, axes = torch.linalg.eigh(torch.cov((flat - centre).T))
-    forward = axes / values.sqrt()  # (channels, channels): latent @ forward is white
-    backward = (axes * values.sqrt()).T
-    quant, post = vae.quant_conv, vae.post_quant_conv
-    weight, bias = quant.weight.data.double(), quant.bias.data.double()
-    means = weight[:channels, :, 0, 0]
-    weight[:channels, :, 0, 0] = forward.T @ means
-    bias[:channels] = (bias[:channels] - centre) @ forward
-    bias[channels:] -= values.log().mean()
-    quant.weight.data.copy_(weight)
-    quant.bias.data.copy_(bias)
-    old = post.weight.data.double()[:, :, 0, 0]
-    post.bias.data.copy_(post.bias.data.double() + old @ centre)
-    post.weight.data.copy_((old @ backward.T)[:, :, None, None])
+    Trainer(vae.named_parameters(), loop).run(loss, batch_size)

@@ -1,0 +1,168 @@
+"""The stages of the demo model's training do what they say, on networks that are small enough for a test."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from core.config import ModelConfig, ScheduleConfig, load_config
+from core.models.controlnet import ControlNet
+from core.models.unet import UNet
+from core.models.vae import AutoencoderKL
+from core.training.base import UNKNOWN_WORD, Denoiser, kept_token_ids, vary_caption
+from core.training.control import ControlBatch, canny_hint, control_prediction, train_control
+from core.training.diffusion import DiffusionLoss, draw
+from core.training.evaluate import edge_f1, named_color
+from core.training.export import export_base, export_control
+from core.training.loop import LoopConfig
+from core.training.toyworld.captions import ADDED_PROMPT, NEGATIVE_PROMPT
+from core.training.toyworld.palette import PAINTS, SHIFT_COLORS, paint
+from core.training.vae import vae_loss, whiten
+from core.weights.checkpoint import load_base, load_control
+
+
+@pytest.fixture(scope="module")
+def config() -> ModelConfig:
+    small = load_config("demo")
+    small.unet = replace(small.unet, model_channels=32, channel_mult=[1, 2], attention_resolutions=[2])
+    small.vae = replace(small.vae, ch=8, ch_mult=[1, 1, 2, 2])
+    return small
+
+
+def test_whitening_keeps_every_picture_and_gives_unit_latents(config: ModelConfig) -> None:
+    torch.manual_seed(0)
+    vae = AutoencoderKL(config.vae).requires_grad_(False)
+    images = torch.rand(6, 3, 64, 64) * 2 - 1
+    before = vae.decode(vae.encode(images))
+    whiten(vae, images)
+    latents = vae.encode(images)
+    assert torch.allclose(vae.decode(latents), before, atol=2e-5)
+    flat = latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
+    assert torch.allclose(flat.mean(0), torch.zeros(flat.shape[1]), atol=1e-4)
+    assert torch.allclose(torch.cov(flat.T), torch.eye(flat.shape[1]), atol=1e-3)
+
+
+def test_the_autoencoder_loss_falls_under_its_own_gradient(config: ModelConfig) -> None:
+    torch.manual_seed(0)
+    vae = AutoencoderKL(config.vae)
+    images = torch.rand(2, 3, 1, 1).expand(2, 3, 64, 64).contiguous() * 2 - 1
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3)
+    losses = []
+    for step in range(25):
+        loss = vae_loss(vae, images, torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.6 * losses[0]
+
+
+@pytest.mark.parametrize("parameterization", ["eps", "v"])
+def test_the_target_gives_the_clean_latents_back(parameterization: str) -> None:
+    criterion = DiffusionLoss(ScheduleConfig(parameterization=parameterization))
+    generator = torch.Generator().manual_seed(0)
+    x_0 = torch.randn(8, 4, 4, 4, generator=generator)
+    noise, t = draw(tuple(x_0.shape), 1000, generator)
+    x_t, target = criterion.noised(x_0, noise, t), criterion.target(x_0, noise, t)
+    a, s = (table[t][:, None, None, None] for table in (criterion.signal, criterion.noise))
+    rebuilt = (x_t - s * target) / a if parameterization == "eps" else a * x_t - s * target
+    assert torch.allclose(rebuilt, x_0, atol=2e-4)
+    assert float(criterion(target, x_0, noise, t)) == 0.0
+
+
+def test_time_steps_of_a_batch_are_spread_over_the_schedule() -> None:
+    _, t = draw((10, 1, 1, 1), 1000, torch.Generator().manual_seed(3))
+    assert sorted((t // 100).tolist()) == list(range(10))
+
+
+def _batch(config: ModelConfig, generator: torch.Generator) -> ControlBatch:
+    x_0 = torch.randn(2, config.unet.in_channels, 8, 8, generator=generator)
+    context = torch.randn(2, 77, config.unet.context_dim, generator=generator)
+    return ControlBatch(x_0, context, torch.rand(2, 3, 64, 64, generator=generator))
+
+
+def test_a_fresh_copy_changes_nothing_bit_for_bit(config: ModelConfig) -> None:
+    torch.manual_seed(0)
+    unet = UNet(config.unet)
+    torch.nn.init.normal_(unet.out[2].weight)
+    batch = _batch(config, torch.Generator().manual_seed(0))
+    t = torch.tensor([10, 500])
+    with torch.inference_mode():
+        with_control = control_prediction(unet, ControlNet.from_unet(unet, config.control), batch, batch.x_0, t)
+        assert torch.equal(with_control, unet(batch.x_0, t, batch.context))
+
+
+def test_training_moves_the_copy_and_leaves_the_base_locked(config: ModelConfig, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    unet = UNet(config.unet)
+    torch.nn.init.normal_(unet.out[2].weight)
+    base = {k: v.clone() for k, v in unet.state_dict().items()}
+    loop = LoopConfig(output=tmp_path, steps=3, learning_rate=1e-2, warmup=1)
+    net = train_control(config, unet, lambda g: _batch(config, g), loop, batch_size=2)
+    assert all(torch.equal(v, base[k]) for k, v in unet.state_dict().items())
+    assert all(p.grad is None for p in unet.parameters())
+    assert all(float(conv[0].weight.abs().sum()) > 0 for conv in net.zero_convs)
+    assert float(net.input_hint_block[-1].weight.abs().sum()) > 0
+
+
+def test_exported_files_load_through_the_checkpoint_loader(config: ModelConfig, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, vae = Denoiser(config), AutoencoderKL(config.vae)
+    net = ControlNet.from_unet(model.unet, config.control)
+    export_base(config, model.unet, vae, model.text, tmp_path / "base.safetensors")
+    export_control(config, net, tmp_path / "canny.safetensors")
+    cpu = torch.device("cpu")
+    base = load_base(config, tmp_path / "base.safetensors", device=cpu, dtype=torch.float32)
+    control = load_control(config, tmp_path / "canny.safetensors", device=cpu, dtype=torch.float32)
+    pairs = ((base.unet, model.unet), (base.vae, vae), (base.text, model.text), (control, net))
+    for loaded, original in pairs:
+        theirs = original.state_dict()
+        assert loaded.state_dict().keys() == theirs.keys()
+        for key, value in loaded.state_dict().items():
+            assert torch.equal(value, theirs[key].half().to(value.dtype) if value.is_floating_point() else theirs[key])
+
+
+def test_captions_are_dropped_extended_and_kept_in_the_said_shares() -> None:
+    rng = random.Random(0)
+    seen = [vary_caption("a red car", rng) for _ in range(4000)]
+    assert seen.count("") / 4000 == pytest.approx(0.10, abs=0.02)
+    assert seen.count(NEGATIVE_PROMPT) / 4000 == pytest.approx(0.05, abs=0.015)
+    rest = [s for s in seen if s not in ("", NEGATIVE_PROMPT)]
+    assert all("a red car" in s for s in rest)
+    assert sum(s.endswith(ADDED_PROMPT) for s in rest) / len(rest) == pytest.approx(0.5, abs=0.03)
+    assert 0 < sum(UNKNOWN_WORD in s for s in rest) / len(rest) < 0.1
+
+
+def test_the_vocabulary_has_the_size_that_the_config_says() -> None:
+    text = load_config("demo").text
+    assert len(kept_token_ids(text.layout)) == text.kept_tokens
+
+
+def test_canny_hints_are_edges_of_the_picture() -> None:
+    image = np.full((64, 64, 3), 30, np.uint8)
+    image[16:48, 16:48] = 220
+    hint = canny_hint(image, random.Random(0))
+    assert hint.shape == (64, 64, 3) and set(np.unique(hint)) == {0, 255}
+    assert not hint[20:44, 20:44].any() and not hint[:12].any()
+
+
+def test_edge_f1_allows_three_pixels_and_no_more() -> None:
+    given = np.zeros((64, 64), np.uint8)
+    given[32, 8:56] = 255
+    assert edge_f1(given, given) == 1.0
+    assert edge_f1(np.roll(given, 3, axis=0), given) == 1.0
+    assert edge_f1(np.roll(given, 4, axis=0), given) == 0.0
+    assert edge_f1(np.zeros_like(given), given) == 0.0
+
+
+@pytest.mark.parametrize("word", SHIFT_COLORS)
+def test_a_painted_surface_is_named_by_its_colour(word: str) -> None:
+    assert word in PAINTS
+    image = np.zeros((32, 32, 3), np.uint8)
+    image[:] = paint(word, random.Random(1)).clip(0, 255)
+    assert named_color(image, np.ones((32, 32), bool)) == word
