@@ -228,13 +228,15 @@ def _fill(
     """
     state = {}
     wanted = module.state_dict()
+    room = sum(empty.numel() for empty in wanted.values()) * dtype.itemsize  # that will be taken in the end
     for ours in sorted(wanted, key=lambda key: -wanted[key].numel()):
         empty = wanted[ours]
         target = dtype if empty.is_floating_point() else empty.dtype
+        room -= empty.numel() * dtype.itemsize
         if ours not in plan.sources and base is not None:
             state[ours] = base[ours].to(device=device, dtype=target, copy=True)
             continue
-        parts = [file.read(key) for key in plan.sources[ours]]
+        parts = [file.read(key, room) for key in plan.sources[ours]]
         value = torch.cat(parts) if len(parts) > 1 else parts[0]
         value = value.reshape(empty.shape)
         if base is not None and ours in base:

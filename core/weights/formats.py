@@ -16,7 +16,7 @@ from torch import Tensor
 
 from core.errors import CheckpointMismatch
 
-WINDOW_BYTES = 16 * 2**20  # a mapping is renewed after so many: pages read stay resident until then
+WINDOW_BYTES = 16 * 2**20  # so much of a file may stay mapped; what was read is resident until then
 HEADER_LIMIT = 100_000_000  # bytes; the longest header that the safetensors format allows
 DTYPES = {
     "F64": torch.float64,
@@ -61,10 +61,13 @@ class TensorFile(ABC):
         self._mapped = 0
         self._open()
 
-    def read(self, key: str) -> Tensor:
-        """Return a tensor as stored, on the CPU: a view of the mapped file: copy it and let it go."""
+    def read(self, key: str, room_bytes: int = 0) -> Tensor:
+        """Return a tensor as stored, on the CPU: a view of the mapped file: copy it and let it go.
+
+        Up to ``room_bytes`` of the file may stay resident afterwards; opening a pickle anew takes a while.
+        """
         self._mapped += self.tensors[key].nbytes
-        if self._mapped > WINDOW_BYTES:
+        if self._mapped > max(WINDOW_BYTES, room_bytes):
             self._mapped = self.tensors[key].nbytes
             self._open()
         return self._get(key)
