@@ -34,9 +34,8 @@ PREVIEW_SIDE = 384
 class Frame:
     """What there is to show now: the map and, after it, a preview or the finished pictures.
 
+    ``step`` is 0 before the first step; ``seconds_left`` is None while unknown; ``result`` comes last;
     ``note`` is a warning about the map, said once.
-
-    ``step`` is 0 before the first step; ``seconds_left`` is None while unknown; ``result`` comes last.
     """
 
     text: str

@@ -102,6 +102,7 @@ def test_the_endpoint_is_described_with_names_defaults_and_words(client: Client)
     assert [p["parameter_name"] for p in parameters] == NAMES
     assert [p["parameter_name"] for p in parameters if not p["parameter_has_default"]] == ["image"]
     assert "Draw pictures that follow the structure" in described["/canny"]["description"]
+    assert parameters[0]["example_input"]["meta"] == {"_type": "gradio.FileData"}
 
 
 def test_a_call_with_only_an_image_and_a_prompt_gives_the_map_a_picture_and_the_seed(
