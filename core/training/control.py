@@ -89,16 +89,14 @@ def train_control(
 ) -> ControlNet:
     """Train a ControlNet on the locked ``unet``; resumes from ``loop.output``; returns the moving average."""
     torch.manual_seed(loop.seed)
-    unet.requires_grad_(False).float().to(memory_format=torch.channels_last)
-    net = (
-        ControlNet.from_unet(unet, config.control).to(memory_format=torch.channels_last).requires_grad_(True)
-    )
+    unet.requires_grad_(False).float()
+    net = ControlNet.from_unet(unet, config.control).requires_grad_(True)
     criterion = DiffusionLoss(config.schedule, min_snr=True)
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
         batch = draw_batch(generator)
         noise, t = draw(tuple(batch.x_0.shape), config.schedule.timesteps, generator)
-        x_t = criterion.noised(batch.x_0, noise, t).contiguous(memory_format=torch.channels_last)
+        x_t = criterion.noised(batch.x_0, noise, t)
         with torch.autocast("cpu", torch.bfloat16):
             prediction = control_prediction(unet, net, batch, x_t, t)
         return criterion(prediction, batch.x_0, noise, t)

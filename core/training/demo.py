@@ -18,6 +18,7 @@ from core.training.export import export_base, export_control, load_average
 from core.training.loop import LoopConfig
 from core.training.vae import load_fitted
 
+
 def make_latents(config: ModelConfig, data: Path, vae_run: Path, count: int | None) -> None:
     """Encode the first ``count`` scenes of ``data`` with the fitted encoder."""
     cache_latents(load_fitted(config, vae_run), data, count=count)

@@ -42,10 +42,6 @@ def edge_f1(found: Image, given: Image, radius: int = EDGE_RADIUS) -> float:
     return 2 * precision * recall / max(precision + recall, 1e-9)
 
 
-def _lab(rgb: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.asarray(cv2.cvtColor(rgb.reshape(-1, 1, 3), cv2.COLOR_RGB2LAB)[:, 0], np.float32)
-
-
 def named_color(image: Image, mask: NDArray[np.bool_]) -> str:
     """Return the colour word that most pixels of ``image`` (H, W, 3) under ``mask`` (H, W) are nearest to.
 
@@ -58,7 +54,7 @@ def named_color(image: Image, mask: NDArray[np.bool_]) -> str:
     words = [*hues, "white", "black"]
     distance = np.stack([np.abs((hue - h + 180) % 360 - 180) for h, _, _ in hues.values()])
     votes = np.where(saturation < 0.15, np.where(value > 0.6, len(hues), len(hues) + 1), distance.argmin(0))
-    votes = np.where(value < 0.25, len(hues) + 1, votes)
+    votes = np.where((value < 0.4) & (saturation < 0.4) | (value < 0.22), len(hues) + 1, votes)
     return words[int(np.bincount(votes, minlength=len(words)).argmax())]
 
 
@@ -118,7 +114,7 @@ def evaluate(pipe: ControlNetPipeline, library: SpriteLibrary, count: int, *, st
     """Make a picture of each of ``count`` held-out scenes from its edges and its caption, and compare."""
     scenes = [make_scene(EVAL_SEED_BASE + i, library, pipe.resolution) for i in range(count)]
     hints = [edges(scene.image) for scene in scenes]
-    base = Request("", size=(pipe.resolution, pipe.resolution), steps=steps, cfg_scale=pipe_scale(pipe))
+    base = Request("", size=(pipe.resolution, pipe.resolution), steps=steps, cfg_scale=pipe.config.cfg_scale)
     pictures, seconds = [], []
     for i, (scene, hint) in enumerate(zip(tqdm(scenes, desc="evaluate", mininterval=10), hints, strict=True)):
         unit = ControlUnit("canny", np.repeat(hint[:, :, None], 3, axis=2))
@@ -146,11 +142,6 @@ def evaluate(pipe: ControlNetPipeline, library: SpriteLibrary, count: int, *, st
         seconds_per_picture=float(np.median(seconds)),
         examples=tuple(zip(scenes, hints, pictures, strict=True))[:16],
     )
-
-
-def pipe_scale(pipe: ControlNetPipeline) -> float:
-    """Return the guidance scale that the evaluation uses: the page's default for this model."""
-    return pipe.config.cfg_scale
 
 
 def _backdrops(pipe: ControlNetPipeline, base: Request, per_color: int = 3) -> list[bool]:

@@ -50,7 +50,7 @@ def load_fitted(config: ModelConfig, run: Path) -> AutoencoderKL:
 def aligned_crops(
     dataset: LatentScenes, count: int, crop: int, factor: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Draw latents (count, C, crop/factor, crop/factor) and the pictures (count, 3, crop, crop) that they are of."""
+    """Draw latents (count, C, crop/factor, crop/factor) and their pictures (count, 3, crop, crop)."""
     side = dataset.latents.shape[-1]
     cells = crop // factor
     which = torch.randint(len(dataset.latents), (count,), generator=generator).tolist()
@@ -79,7 +79,9 @@ def decoder_loss(vae: AutoencoderKL, latents: Tensor, images: Tensor, generator:
     return pixels + EDGE_WEIGHT * edge_loss(out, images)
 
 
-def train_decoder(config: ModelConfig, data: Path, loop: LoopConfig, *, batch_size: int, crop: int = 128) -> None:
+def train_decoder(
+    config: ModelConfig, data: Path, loop: LoopConfig, *, batch_size: int, crop: int = 128
+) -> None:
     """Train the decoder on cached latents; resumes from ``loop.output``, where the fitted start lies too."""
     # Not channels_last: the gradient of GroupNorm is then several times slower on a CPU.
     vae = load_fitted(config, loop.output)

@@ -16,13 +16,16 @@ from core.models.unet import UNet
 from core.models.vae import AutoencoderKL
 from core.training.base import UNKNOWN_WORD, Denoiser, kept_token_ids, vary_caption
 from core.training.control import ControlBatch, canny_hint, control_prediction, train_control
+from core.training.data import LatentScenes, Scenes, cache_latents, to_tensor
+from core.training.demo import load_vae
 from core.training.diffusion import DiffusionLoss, draw
 from core.training.evaluate import edge_f1, named_color
 from core.training.export import export_base, export_control
 from core.training.loop import LoopConfig
 from core.training.toyworld.captions import ADDED_PROMPT, NEGATIVE_PROMPT
 from core.training.toyworld.palette import PAINTS, SHIFT_COLORS, paint
-from core.training.vae import vae_loss, whiten
+from core.training.vae import aligned_crops, fit_autoencoder, load_fitted, train_decoder
+from core.training.vae_init import init_as_pyramid, whiten
 from core.weights.checkpoint import load_base, load_control
 
 
@@ -34,32 +37,65 @@ def config() -> ModelConfig:
     return small
 
 
+def _blobs(count: int, size: int = 64) -> torch.Tensor:
+    """Return smooth coloured pictures (count, 3, size, size) in [-1, 1]."""
+    coarse = torch.rand(count, 3, 5, 5, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return torch.nn.functional.interpolate(coarse, (size, size), mode="bicubic").clamp(-1, 1)
+
+
+def _psnr(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(10 * torch.log10(4 / (a - b).pow(2).mean()))
+
+
+@torch.no_grad()
+def test_the_fitted_autoencoder_gives_pictures_back_before_any_training() -> None:
+    torch.manual_seed(0)
+    vae = AutoencoderKL(load_config("demo").vae)
+    images = _blobs(10)
+    untouched = _psnr(vae.decode(vae.encode(images)), images)
+    init_as_pyramid(vae, images[:6])
+    assert untouched < 12.0
+    assert _psnr(vae.decode(vae.encode(images[6:])), images[6:]) > 20.0
+
+
+@torch.no_grad()
 def test_whitening_keeps_every_picture_and_gives_unit_latents(config: ModelConfig) -> None:
     torch.manual_seed(0)
-    vae = AutoencoderKL(config.vae).requires_grad_(False)
-    images = torch.rand(6, 3, 64, 64) * 2 - 1
+    vae = AutoencoderKL(config.vae)
+    images = _blobs(6)
     before = vae.decode(vae.encode(images))
     whiten(vae, images)
     latents = vae.encode(images)
     assert torch.allclose(vae.decode(latents), before, atol=2e-5)
     flat = latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
-    assert torch.allclose(flat.mean(0), torch.zeros(flat.shape[1]), atol=1e-4)
-    assert torch.allclose(torch.cov(flat.T), torch.eye(flat.shape[1]), atol=1e-3)
+    assert torch.allclose(flat.mean(0), torch.zeros(flat.shape[1]), atol=1e-3)
+    assert torch.allclose(torch.cov(flat.T), torch.eye(flat.shape[1]), atol=1e-2)
 
 
-def test_the_autoencoder_loss_falls_under_its_own_gradient(config: ModelConfig) -> None:
-    torch.manual_seed(0)
-    vae = AutoencoderKL(config.vae)
-    images = torch.rand(2, 3, 1, 1).expand(2, 3, 64, 64).contiguous() * 2 - 1
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3)
-    losses = []
-    for step in range(25):
-        loss = vae_loss(vae, images, torch.Generator().manual_seed(step))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    assert losses[-1] < 0.6 * losses[0]
+def test_the_decoder_learns_and_the_encoder_stays(tmp_path: Path) -> None:
+    config = load_config("demo")
+    pictures = ((_blobs(4, 128).permute(0, 2, 3, 1) + 1) * 127.5).byte().numpy()
+    (tmp_path / "captions.json").write_text('["a", "b", "c", "d"]')
+    np.save(tmp_path / "images.npy", pictures)
+    fit_autoencoder(config, tmp_path, tmp_path / "run")
+    fitted = load_fitted(config, tmp_path / "run")
+    cache_latents(fitted, tmp_path)
+    loop = LoopConfig(output=tmp_path / "run", steps=6, learning_rate=2e-4, warmup=1)
+    train_decoder(config, tmp_path, loop, batch_size=2, crop=64)
+    trained = load_vae(config, tmp_path / "run")
+    x = to_tensor(pictures)
+    with torch.no_grad():
+        assert torch.equal(trained.encode(x), fitted.encode(x))
+        assert not torch.equal(trained.decode(fitted.encode(x)), fitted.decode(fitted.encode(x)))
+
+
+def test_latent_crops_lie_over_their_pictures() -> None:
+    picture = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(1, 64, 64, 3)
+    corner = picture[:, ::8, ::8].transpose(0, 3, 1, 2).astype(np.float16)
+    dataset = LatentScenes(corner, Scenes(picture, ("a",)))
+    latents, images = aligned_crops(dataset, 5, 32, 8, torch.Generator().manual_seed(0))
+    assert latents.shape == (5, 3, 4, 4) and images.shape == (5, 3, 32, 32)
+    assert torch.allclose(images[:, :, ::8, ::8], latents / 127.5 - 1, atol=1e-5)
 
 
 @pytest.mark.parametrize("parameterization", ["eps", "v"])
@@ -80,6 +116,13 @@ def test_time_steps_of_a_batch_are_spread_over_the_schedule() -> None:
     assert sorted((t // 100).tolist()) == list(range(10))
 
 
+def _fill_output(unet: UNet) -> None:
+    """Undo the zero start of the last convolution, which would hide every difference."""
+    last = unet.out[2]
+    assert isinstance(last, torch.nn.Conv2d)
+    torch.nn.init.normal_(last.weight)
+
+
 def _batch(config: ModelConfig, generator: torch.Generator) -> ControlBatch:
     x_0 = torch.randn(2, config.unet.in_channels, 8, 8, generator=generator)
     context = torch.randn(2, 77, config.unet.context_dim, generator=generator)
@@ -89,25 +132,27 @@ def _batch(config: ModelConfig, generator: torch.Generator) -> ControlBatch:
 def test_a_fresh_copy_changes_nothing_bit_for_bit(config: ModelConfig) -> None:
     torch.manual_seed(0)
     unet = UNet(config.unet)
-    torch.nn.init.normal_(unet.out[2].weight)
+    _fill_output(unet)
     batch = _batch(config, torch.Generator().manual_seed(0))
     t = torch.tensor([10, 500])
     with torch.inference_mode():
-        with_control = control_prediction(unet, ControlNet.from_unet(unet, config.control), batch, batch.x_0, t)
-        assert torch.equal(with_control, unet(batch.x_0, t, batch.context))
+        net = ControlNet.from_unet(unet, config.control)
+        assert torch.equal(
+            control_prediction(unet, net, batch, batch.x_0, t), unet(batch.x_0, t, batch.context)
+        )
 
 
 def test_training_moves_the_copy_and_leaves_the_base_locked(config: ModelConfig, tmp_path: Path) -> None:
     torch.manual_seed(0)
     unet = UNet(config.unet)
-    torch.nn.init.normal_(unet.out[2].weight)
+    _fill_output(unet)
     base = {k: v.clone() for k, v in unet.state_dict().items()}
     loop = LoopConfig(output=tmp_path, steps=3, learning_rate=1e-2, warmup=1)
     net = train_control(config, unet, lambda g: _batch(config, g), loop, batch_size=2)
     assert all(torch.equal(v, base[k]) for k, v in unet.state_dict().items())
     assert all(p.grad is None for p in unet.parameters())
-    assert all(float(conv[0].weight.abs().sum()) > 0 for conv in net.zero_convs)
-    assert float(net.input_hint_block[-1].weight.abs().sum()) > 0
+    started = [*(p for conv in net.zero_convs for p in conv.parameters()), *net.middle_block_out.parameters()]
+    assert all(float(p.abs().sum()) > 0 for p in started)
 
 
 def test_exported_files_load_through_the_checkpoint_loader(config: ModelConfig, tmp_path: Path) -> None:
@@ -124,7 +169,8 @@ def test_exported_files_load_through_the_checkpoint_loader(config: ModelConfig, 
         theirs = original.state_dict()
         assert loaded.state_dict().keys() == theirs.keys()
         for key, value in loaded.state_dict().items():
-            assert torch.equal(value, theirs[key].half().to(value.dtype) if value.is_floating_point() else theirs[key])
+            sent = theirs[key].half() if value.is_floating_point() else theirs[key]
+            assert torch.equal(value, sent.to(value.dtype)), key
 
 
 def test_captions_are_dropped_extended_and_kept_in_the_said_shares() -> None:

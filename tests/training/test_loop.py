@@ -24,7 +24,8 @@ def _train(output: Path, steps: int, stop_after: int | None = None) -> dict[str,
         if trainer.step < steps:
             trainer.one_step(loss)
     trainer.save()
-    return {**{k: v.clone() for k, v in net.state_dict().items()}, **{f"ema.{k}": v for k, v in trainer.ema.items()}}
+    weights = {k: v.clone() for k, v in net.state_dict().items()}
+    return weights | {f"ema.{k}": v for k, v in trainer.ema.items()}
 
 
 def test_five_and_five_steps_equal_ten_bit_for_bit(tmp_path: Path) -> None:
@@ -60,7 +61,9 @@ def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights(tmp_pa
     assert torch.equal(net.weight, before)
 
 
-def test_a_torn_write_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torn_write_leaves_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _train(tmp_path, 10, stop_after=4)
     good = (tmp_path / "checkpoint.pt").read_bytes()
 
