@@ -21,6 +21,7 @@ def parser() -> argparse.ArgumentParser:
     s.add_argument("--dtype", nargs="+", default=["bfloat16", "float32"], help="Number types.")
     s.add_argument("--rounds", type=int, default=5, help="How often each step is timed, in turn.")
     s.add_argument("--threads", type=int, help="Threads; by default as many as torch chooses.")
+    s.add_argument("--clock", choices=tuple(step.CLOCKS), default="wall", help="Wall or processor time.")
     s.add_argument("--plain", action="store_true", help="Do not pack the weights.")
     s.add_argument(
         "--against",
