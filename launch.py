@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -80,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{app.name:16} {app.title}{also}")
         return 0
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio's own calls to itself
     user, colon, password = (args.auth or "").partition(":")
     if args.auth and not (user and colon and password):
         cli.error("--auth takes USER:PASSWORD, with a colon between them.")
@@ -98,7 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         cli.exit(1, f"The page cannot be served at {args.host}:{args.port} ({error}): give another --port.\n")
     model.start()  # after the page is up, so that it answers while the weights load
-    page.block_thread()
+    with contextlib.suppress(KeyboardInterrupt):
+        page.block_thread()
     return 0
 
 

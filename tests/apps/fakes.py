@@ -39,7 +39,7 @@ class FakePipeline:
         finished = False
         try:
             if self.hold is not None:
-                self.hold.wait(10)
+                self.hold.wait(40)
             for step in range(1, request.steps + 1):
                 if self.failure is not None and step == 2:
                     raise self.failure

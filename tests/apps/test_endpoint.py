@@ -80,7 +80,7 @@ def post(url: str, name: str, values: list[Any]) -> str:
     answer = httpx.post(f"{url}gradio_api/queue/join", content=body, headers=headers)
     if answer.status_code != 200:
         return answer.text
-    with httpx.stream("GET", f"{url}gradio_api/queue/data?session_hash={session}", timeout=20) as stream:
+    with httpx.stream("GET", f"{url}gradio_api/queue/data?session_hash={session}", timeout=60) as stream:
         for line in stream.iter_lines():
             if '"process_completed"' in line:
                 return line
@@ -212,9 +212,9 @@ def test_cancelling_a_job_stops_it_and_frees_the_pipeline(
     pipeline.closed_early.clear()
     try:
         job = client.submit(handle_file(photo), "a fox", steps=100, api_name="/canny")
-        assert pipeline.stepping.wait(10)
+        assert pipeline.stepping.wait(40)
         job.cancel()
-        assert pipeline.closed_early.wait(10)
+        assert pipeline.closed_early.wait(40)
         assert not pipeline.lock.locked()
     finally:
         pipeline.gate = None
@@ -230,9 +230,9 @@ def test_a_client_that_goes_away_frees_the_pipeline(
         other = Client(url, verbose=False)
         other.submit(handle_file(photo), "a fox", steps=100, api_name="/canny")
         pipeline.stepping.clear()
-        assert pipeline.stepping.wait(10)
+        assert pipeline.stepping.wait(40)
         other.close()
-        assert pipeline.closed_early.wait(10)
+        assert pipeline.closed_early.wait(40)
     finally:
         pipeline.gate = None
     assert client.predict(handle_file(photo), "a fox", steps=1, api_name="/canny")
@@ -243,7 +243,7 @@ def test_two_callers_at_once_each_get_their_own_pictures(client: Client, url: st
         client.submit(handle_file(photo), "a fox", seed=seed, steps=5, api_name="/canny") for seed in range(4)
     ]
     for seed, job in enumerate(jobs):
-        files, used = job.result(timeout=30)
+        files, used = job.result(timeout=90)
         assert used == seed and read_request(files[1]).seed == seed
 
 

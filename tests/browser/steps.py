@@ -18,6 +18,7 @@ _DROP = """([selector, name, data]) => {
 
 
 def drop(page: Any, selector: str, path: Path, name: str = "dropped.png") -> None:
+    page.wait_for_selector(f"{selector} button")
     page.evaluate(_DROP, [f"{selector} button", name, base64.b64encode(path.read_bytes()).decode()])
 
 
