@@ -110,14 +110,14 @@ def _model(args: argparse.Namespace, controls: Sequence[str]) -> Model:
     from apps.page.model import Model, choose, describe
 
     name = choose(args.model, controls)
-    title, resolution = describe(name)
+    title, resolution, cfg_scale = describe(name)
 
     def load() -> Pipeline:
         from core import load_pipeline
 
         return load_pipeline(name, device=args.device, dtype=args.dtype, low_vram=args.low_vram)
 
-    return Model(name, title, resolution, load)
+    return Model(name, title, resolution, load, cfg_scale)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def build(apps: Sequence[App], model: Model | Pipeline) -> gr.Blocks:
 
 
 def _add(app: App, model: Model) -> Widgets:
-    declared = declare(annotators.load(app.annotator), model.resolution)
+    declared = declare(annotators.load(app.annotator), model.resolution, model.cfg_scale)
     widgets = lay_out(app, declared)
     handlers = Handlers(app, declared, model, Path(widgets.gallery.GRADIO_CACHE))
     connect(app, widgets, handlers)

@@ -41,9 +41,14 @@ class UNetConfig:
 
 @dataclass
 class ControlNetConfig:
-    """What a ControlNet has beyond the UNet's encoder."""
+    """What a ControlNet has beyond the UNet's encoder.
+
+    ``guess_depth`` is the index of the residual that guess mode leaves whole; those before it count less. The
+    original counts from 12 whatever the network's depth.
+    """
 
     hint_channels: int = 3
+    guess_depth: int = 12
     hint_widths: list[int] = field(default_factory=lambda: [16, 32, 96, 256])
 
 
@@ -67,8 +72,9 @@ class TextConfig:
     """Sizes of the text transformer and how its output is read.
 
     ``layout`` names the published keys: "hf" (``transformer.text_model.*``) or "open_clip" (``model.*``).
-    ``kept_tokens`` above 0 means that the embedding has rows only for that many listed tokens, plus one for
-    all others.
+    ``repeat_prompt`` fills the context with the prompt again and again, not with padding, so that every
+    place holds a word. ``kept_tokens`` above 0 means that the embedding has rows only for that many listed
+    tokens, plus one for all others.
     """
 
     width: int = MISSING
@@ -77,6 +83,7 @@ class TextConfig:
     quick_gelu: bool = False
     penultimate: bool = False
     pad_token: int = 0
+    repeat_prompt: bool = False
     context_length: int = 77
     vocab_size: int = 49408
     kept_tokens: int = 0

@@ -8,11 +8,11 @@ class SuiteError(RuntimeError):
 
 
 class WeightsMissing(SuiteError):
-    """A weight file is not on this machine; the message says its size, its licence and the command that gets it."""
+    """A weight file is not here; the message says its size, its licence and the command that gets it."""
 
 
 class CheckpointMismatch(SuiteError):
-    """A weight file does not hold what it should; the message names the file, what it seems to be, and keys."""
+    """A weight file is not what it should be; the message names it, what it seems to be, and keys."""
 
 
 class NumericalError(SuiteError):

@@ -215,6 +215,7 @@ class ControlNetPipeline:
             cfg_scale=request.cfg_scale,
             guess_mode=request.guess_mode,
             steps=request.steps,
+            guess_depth=self.config.control.guess_depth,
         )
 
     def _fitted_preview(self) -> LatentPreview:

@@ -26,7 +26,7 @@ def check_number(name: str, value: float, low: float, high: float, *, integer: b
     wrong_type = isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating))
     # NaN compares false, so that it counts as out of range.
     if wrong_type or not low <= value <= high or (integer and value != int(value)):
-        bounds = f"from {low:.0f} to {high:.0f}" if integer else f"from {low:g} to {high:g}"
+        bounds = f"from {low:.0f} to {high:.0f}" if integer else f"from {low:.10g} to {high:.10g}"
         raise ValueError(f"{name} is {reprlib.repr(value)}: give {kind} {bounds}.")
 
 

@@ -42,9 +42,11 @@ class Pipeline(Protocol):
 class Model:
     """A pipeline that may still be loading. One object serves all apps and all visitors."""
 
-    def __init__(self, name: str, title: str, resolution: int, load: Callable[[], Pipeline]) -> None:
+    def __init__(
+        self, name: str, title: str, resolution: int, load: Callable[[], Pipeline], cfg_scale: float = 9.0
+    ) -> None:
         """Name what ``load`` will bring; nothing is loaded before ``start``."""
-        self.name, self.title, self.resolution = name, title, resolution
+        self.name, self.title, self.resolution, self.cfg_scale = name, title, resolution, cfg_scale
         self._load = load
         self._finished = threading.Event()
         self._started = threading.Lock()
@@ -140,8 +142,8 @@ def _is_there(name: str) -> bool:
     return True
 
 
-def describe(name_or_path: str) -> tuple[str, int]:
-    """Return a model's title and resolution before it is loaded; those of SD 1.5 for a checkpoint file.
+def describe(name_or_path: str) -> tuple[str, int, float]:
+    """Return title, resolution and guidance scale of a model not yet loaded; SD 1.5's for a checkpoint file.
 
     Raises:
         ValueError: neither a model's name nor a file.
@@ -150,6 +152,6 @@ def describe(name_or_path: str) -> tuple[str, int]:
     if path.suffix.lower() not in {"", ".yaml", ".yml"}:
         if not path.is_file():
             raise ValueError(f"{name_or_path}: there is no such file. Give the path of a checkpoint.")
-        return path.name, 512
+        return path.name, 512, 9.0
     config: ModelConfig = load_config(name_or_path)
-    return config.title, config.resolution
+    return config.title, config.resolution, config.cfg_scale

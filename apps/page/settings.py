@@ -94,10 +94,10 @@ Setting: TypeAlias = Slider | Checkbox | Number | Text | Choice
 PROMPT = Text("prompt", "Prompt")
 
 
-def declare(annotator: Annotator, resolution: int) -> tuple[Setting, ...]:
+def declare(annotator: Annotator, resolution: int, cfg_scale: float = 9.0) -> tuple[Setting, ...]:
     """Return the settings under "Advanced options", in the page's order.
 
-    ``resolution`` is the short side, in pixels, that the model was trained at: the default.
+    ``resolution``, the short side in pixels that the model was trained at, and ``cfg_scale`` are defaults.
     """
     detector: tuple[Setting, ...] = annotator.params
     if annotator.resolution is not None:
@@ -113,7 +113,7 @@ def declare(annotator: Annotator, resolution: int) -> tuple[Setting, ...]:
         *detector,
         Slider("steps", "Steps", 1, 100, 20),
         Choice("sampler", "Sampler", tuple(SAMPLER_LABELS.items()), "ddim"),
-        Slider("cfg_scale", "Guidance Scale", 0.1, 30.0, 9.0, 0.1),
+        Slider("cfg_scale", "Guidance Scale", 0.1, 30.0, cfg_scale, 0.1),
         Number("seed", "Seed", -1, MAX_SEED, -1, 1, "-1 takes a new one."),
         Number("eta", "eta (DDIM)", 0.0, 1.0, 0.0, 0.01),
         Text("added_prompt", "Added Prompt", ADDED_PROMPT),

@@ -65,6 +65,9 @@ class TextEncoder(nn.Module):
         tokens = torch.full((len(prompts), config.context_length), config.pad_token)
         for row, prompt in zip(tokens, prompts, strict=True):
             ids = [START_TOKEN, *encode(prompt)[: config.context_length - 2], END_TOKEN]
+            if config.repeat_prompt and len(ids) > 2:
+                copies = -(-config.context_length // (len(ids) - 1))
+                ids = [START_TOKEN, *ids[1:] * copies][: config.context_length]
             row[: len(ids)] = torch.tensor(ids)
         return tokens
 

@@ -20,10 +20,10 @@ GUESS_DECAY = 0.825  # from each residual to the one before it, in guess mode
 SHARE_TOLERANCE = 1e-6
 
 
-def residual_scales(strength: float, count: int, guess_mode: bool) -> list[float]:
-    """Return the factor of each of ``count`` residuals; in guess mode the shallow ones count less."""
+def residual_scales(strength: float, count: int, guess_mode: bool, depth: int = 12) -> list[float]:
+    """Return the factor of each of ``count`` residuals; in guess mode those before ``depth`` count less."""
     decay = GUESS_DECAY if guess_mode else 1.0
-    return [strength * decay ** (count - 1 - i) for i in range(count)]
+    return [strength * decay ** (depth - i) for i in range(count)]
 
 
 def is_active(start: float, end: float, step_index: int, steps: int) -> bool:
@@ -91,6 +91,7 @@ class GuidedDenoiser:
     cfg_scale: float
     guess_mode: bool
     steps: int
+    guess_depth: int = 12
 
     @property
     def guided(self) -> bool:
@@ -118,7 +119,9 @@ class GuidedDenoiser:
             if not is_active(control.start, control.end, step_index, self.steps):
                 continue
             residuals = control.net(x[:rows], time[:rows], control.kv, control.hint_embedding)
-            scales = residual_scales(control.strength, len(residuals), self.guess_mode)
+            scales = residual_scales(
+                control.strength, len(residuals), self.guess_mode, self.guess_depth
+            )
             scaled = [r if s == 1.0 else r * s for r, s in zip(residuals, scales, strict=True)]
             total = add_residuals(total, scaled)
         if total is None or rows == len(x):

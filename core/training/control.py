@@ -91,7 +91,7 @@ def train_control(
     torch.manual_seed(loop.seed)
     unet.requires_grad_(False).float()
     net = ControlNet.from_unet(unet, config.control).requires_grad_(True)
-    criterion = DiffusionLoss(config.schedule, min_snr=True)
+    criterion = DiffusionLoss(config.schedule)
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
         batch = draw_batch(generator)

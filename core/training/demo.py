@@ -10,7 +10,7 @@ import torch
 
 from core.config import ModelConfig
 from core.models.vae import AutoencoderKL
-from core.training.base import Denoiser
+from core.training.base import Denoiser, load_text
 from core.training.control import SceneControlBatches, train_control
 from core.training.data import cache_latents
 from core.training.evaluate import Report, evaluate
@@ -37,7 +37,8 @@ def load_vae(config: ModelConfig, vae_run: Path) -> AutoencoderKL:
 def load_denoiser(config: ModelConfig, base_run: Path) -> Denoiser:
     """Return UNet and text encoder with the moving average of a training run."""
     model = Denoiser(config).requires_grad_(False)
-    load_average(model, base_run / "checkpoint.pt")
+    load_average(model.unet, base_run / "checkpoint.pt", prefix="unet.")
+    load_text(model, base_run)
     return model
 
 

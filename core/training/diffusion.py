@@ -9,23 +9,16 @@ from torch import Tensor
 from core.config import ScheduleConfig
 from core.sampling.schedule import Schedule
 
-SNR_CAP = 5.0  # min-SNR weighting, arXiv 2303.09556
-
 
 class DiffusionLoss:
     """Noises latents and compares a prediction with its target: eps or v, as the schedule says."""
 
-    def __init__(self, config: ScheduleConfig, *, min_snr: bool = False) -> None:
-        """Precompute the schedule; ``min_snr`` caps the weight of nearly clean latents."""
+    def __init__(self, config: ScheduleConfig) -> None:
+        """Precompute the schedule."""
         alphas = torch.as_tensor(Schedule(config).alphas_cumprod, dtype=torch.float64)
         self.signal = alphas.sqrt().float()
         self.noise = (1.0 - alphas).sqrt().float()
         self.is_v = config.parameterization == "v"
-        snr = alphas / (1.0 - alphas)
-        weight = torch.ones_like(snr)
-        if min_snr:
-            weight = snr.clamp(max=SNR_CAP) / (snr + 1.0 if self.is_v else snr)
-        self.weight = weight.float()
 
     @staticmethod
     def _at(table: Tensor, t: Tensor) -> Tensor:
@@ -42,11 +35,8 @@ class DiffusionLoss:
         return self._at(self.signal, t) * noise - self._at(self.noise, t) * x_0
 
     def __call__(self, prediction: Tensor, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Return the mean squared error, each sample weighted by its time step."""
-        error = F.mse_loss(prediction.float(), self.target(x_0, noise, t), reduction="none").mean(
-            dim=(1, 2, 3)
-        )
-        return (error * self.weight.to(t.device)[t]).mean()
+        """Return the mean squared error; every time step counts alike."""
+        return F.mse_loss(prediction.float(), self.target(x_0, noise, t))
 
 
 def draw(shape: tuple[int, ...], timesteps: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -45,17 +45,13 @@ def export_control(config: ModelConfig, net: ControlNet, path: Path) -> None:
     _save(_half(net.state_dict(), ""), path, config)
 
 
-def load_average(module: torch.nn.Module, checkpoint: Path) -> None:
-    """Load the moving average of a training run's checkpoint into ``module``.
+def load_average(module: torch.nn.Module, checkpoint: Path, prefix: str = "") -> None:
+    """Load the moving average of a training run's checkpoint into ``module``, without the keys' ``prefix``.
 
     Raises:
         FileNotFoundError: with what to run first.
     """
     if not checkpoint.exists():
         raise FileNotFoundError(f"{checkpoint} is not there. Train that network first.")
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    missing, unexpected = module.load_state_dict(state["ema"], strict=False)
-    if unexpected or [key for key in missing if key != "text.token_ids"]:
-        raise ValueError(
-            f"{checkpoint} is of another network: missing {missing[:3]}, unexpected {unexpected[:3]}."
-        )
+    average = torch.load(checkpoint, map_location="cpu", weights_only=True)["ema"]
+    module.load_state_dict({key.removeprefix(prefix): value for key, value in average.items()})

@@ -61,7 +61,11 @@ class Trainer:
         self.params = {name: p for name, p in parameters if p.requires_grad}
         self.ema = {name: p.detach().clone() for name, p in self.params.items()}
         self.optimizer = torch.optim.AdamW(
-            self.params.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+            self.params.values(),
+            lr=config.learning_rate,
+            eps=1e-12,  # gradients of the text encoder are of the order of the usual 1e-8
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         self.step = 0
         self.path = config.output / "checkpoint.pt"

@@ -38,8 +38,8 @@ def test_a_named_model_is_taken_as_it_is() -> None:
 
 
 def test_a_model_is_described_before_it_is_loaded(tmp_path: Path) -> None:
-    assert describe("demo") == ("Toy-world demo model", 256)
-    assert describe("sd15")[1] == 512
+    assert describe("demo")[:2] == ("Toy-world demo model", 256)
+    assert describe("sd15")[1:] == (512, 9.0)
     (tmp_path / "mine.safetensors").touch()
     assert describe(str(tmp_path / "mine.safetensors"))[0] == "mine.safetensors"
 

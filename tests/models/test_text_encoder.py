@@ -59,3 +59,11 @@ def test_kept_tokens_have_rows_of_their_own_and_all_others_share_one() -> None:
     assert torch.equal(contexts["tree"], contexts["house"])
     assert not torch.equal(contexts["dog"], contexts["cat"])
     assert not torch.equal(contexts["dog"], contexts["tree"])
+
+
+def test_a_repeated_prompt_fills_the_context_and_an_empty_one_is_padded() -> None:
+    config = TextConfig(width=8, heads=2, layers=1, context_length=10, pad_token=49407, repeat_prompt=True)
+    rows = TextEncoder(config).tokenize(["a dog", "", "a dog " * 20]).tolist()
+    assert rows[0] == [49406, 320, 1929, 49407, 320, 1929, 49407, 320, 1929, 49407]
+    assert rows[1] == [49406] + [49407] * 9
+    assert rows[2] == [49406, *[320, 1929] * 4, 49407]
