@@ -1,6 +1,5 @@
 """The toy world: scenes composed by seed, with captions and truths, to train the demo model on."""
 
-from .captions import training_caption
 from .scene import EVAL_SEED_BASE, Scene, SceneObject, make_scene
 from .sprites import SpriteLibrary, SpritesMissing, default_cache_dir, fetch_sprites
 from .vocabulary import split_words, vocabulary
@@ -15,6 +14,5 @@ __all__ = [
     "fetch_sprites",
     "make_scene",
     "split_words",
-    "training_caption",
     "vocabulary",
 ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .backgrounds import Background, article
 
 if TYPE_CHECKING:
-    from .scene import Scene, SceneObject
+    from .scene import SceneObject
 
 NEGATIVE_PROMPT = (
     "longbody, lowres, bad anatomy, bad hands, missing fingers, extra digit, fewer digits, cropped, "
@@ -92,17 +92,3 @@ def caption(objects: Sequence["SceneObject"], place: Background, rng: random.Ran
     if held_out:
         return rng.choice(HELD_OUT_OPENERS).format(things)
     return rng.choice(OPENERS).format(things) if rng.random() < 0.25 else things
-
-
-def training_caption(scene: "Scene", rng: random.Random) -> str:
-    """Return what the model is told: mostly the caption, at times nothing or the unconditional words.
-
-    10 % are empty (classifier-free guidance and guess mode); 5 % are the default negative prompt; half of the
-    others carry the page's default added prompt, so that neither throws the model.
-    """
-    chance = rng.random()
-    if chance < 0.10:
-        return ""
-    if chance < 0.15:
-        return NEGATIVE_PROMPT
-    return scene.caption + ADDED_PROMPT if rng.random() < 0.5 else scene.caption
