@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,21 +17,6 @@ from core.sampling.samplers import SAMPLERS
 from tests.tiny_model import hint, tiny_config, tiny_control, tiny_networks, tiny_pipeline
 from tests.tiny_model import same_pictures as same
 from tests.tiny_model import tiny_request as request
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny tensors gain nothing from threads, and waiting for each other costs much on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def pipe() -> ControlNetPipeline:
-    return tiny_pipeline()
-
 
 # What comes out
 

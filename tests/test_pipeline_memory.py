@@ -17,20 +17,6 @@ from tests.tiny_model import same_pictures as same
 from tests.tiny_model import tiny_request as request
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny tensors gain nothing from threads, and waiting for each other costs much on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def pipe() -> ControlNetPipeline:
-    return tiny_pipeline()
-
-
 @pytest.mark.parametrize("cancel", [False, True])
 def test_nothing_of_a_request_stays_in_memory(pipe: ControlNetPipeline, cancel: bool) -> None:
     pipe(request())  # what is kept on purpose, the ControlNet and the preview, is there now

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -16,20 +15,6 @@ from core.sampling.samplers import SAMPLERS
 from tests.tiny_model import same_pictures as same
 from tests.tiny_model import tiny_pipeline
 from tests.tiny_model import tiny_request as request
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny tensors gain nothing from threads, and waiting for each other costs much on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def pipe() -> ControlNetPipeline:
-    return tiny_pipeline()
 
 
 def test_requests_at_once_give_what_they_give_one_by_one(pipe: ControlNetPipeline) -> None:
