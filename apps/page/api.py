@@ -26,10 +26,10 @@ EXAMPLE = gr.FileData(path="photo.png", url="photo.png").model_dump()
 
 def add_endpoint(handlers: Handlers) -> None:
     """Add the app's endpoint, named like the app, to the current Blocks."""
-    picture = Api(None, gr.Image(render=False).api_info(), "Image")
+    picture: Any = Api(None, gr.Image(render=False).api_info(), "Image")
     # Gradio's page about the endpoint then shows the call with handle_file. No subclass: Gradio writes a
     # stub file beside the module of every subclass.
-    picture.example_payload = lambda: EXAMPLE  # type: ignore[method-assign]
+    picture.example_payload = lambda: EXAMPLE
     inputs = [picture, *(Api(s.default, _schema(s), _label(s)) for s in (PROMPT, *handlers.declared))]
     files = Api(None, gr.File(file_count="multiple", render=False).api_info(), "Map and pictures")
     seed = Api(None, {"type": "integer"}, "Seed")
