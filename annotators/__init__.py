@@ -12,11 +12,13 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "names"]
 
+SHARED = {"base", "maps", "networks", "ade20k", "skeleton"}  # what several detectors use
+
 
 def names() -> tuple[str, ...]:
     """Return the detectors' names, sorted: the modules beside this one, none of them imported."""
     found = (m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg)
-    return tuple(sorted(name for name in found if name != "base" and not name.startswith("_")))
+    return tuple(sorted(set(found) - SHARED))
 
 
 @cache

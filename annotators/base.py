@@ -8,16 +8,19 @@ import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from annotators.maps import LINES, MapKind, resize_map
 from core.images import resize, resize_image, to_rgb
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 CACHE_BYTES = 48 * 2**20
-FEW_COLOURS = 200  # below, a colourful map holds classes and not shades
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +81,25 @@ class Checkbox:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Detected:
+    """What ``detect`` may return instead of a map alone: the map, and facts about it that JSON can hold."""
+
+    map: NDArray[np.uint8]
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Annotation:
     """What a detector made: ``hint`` for the ControlNet, ``preview`` for the eye, both (H, W, 3) uint8 RGB.
 
-    Both arrays are read-only, since they are remembered.
+    Both arrays are read-only, since they are remembered. ``data`` holds what else was found, such as the key
+    points of a pose, as JSON can; ``note`` is a doubt about a map that was brought, or empty.
     """
 
     hint: NDArray[np.uint8]
     preview: NDArray[np.uint8]
+    data: Mapping[str, Any] | None = None
+    note: str = ""
 
 
 class ResultCache:
@@ -118,23 +132,28 @@ class Annotator(ABC):
     """Turns a picture into a hint. A detector declares its controls and says only what is its own.
 
     ``params`` are drawn by the page and passed to ``detect`` by name. ``resolution`` is the slider of the
-    short side at which the detector works; None means that it works at the output's size. ``interpolation``
-    brings the found map to the output's size. ``weights`` is a name in ckpts/registry.yaml.
+    short side at which the detector works; None means that it works at the output's size. ``auto_range`` is
+    within which short sides it works well, for the resolution "auto". ``interpolation`` brings the found map
+    to the output's size. ``weights`` is a name in ckpts/registry.yaml, ``demo_weights`` that of a bundled
+    stand-in, for toy-world pictures only. ``kind`` tells what its maps look like.
     """
 
     title: ClassVar[str] = ""
     params: ClassVar[tuple[Slider | Checkbox, ...]] = ()
     resolution: ClassVar[Slider | None] = None
+    auto_range: ClassVar[tuple[int, int] | None] = None
     interpolation: ClassVar[int] = cv2.INTER_LINEAR
     weights: ClassVar[str | None] = None
+    demo_weights: ClassVar[str | None] = None
+    kind: ClassVar[MapKind] = LINES
 
     def __init__(self) -> None:
         """Load nothing: a detector loads its weights when it first detects."""
         self._cache = ResultCache()
 
     @abstractmethod
-    def detect(self, image: NDArray[np.uint8], *_: Any, **params: Any) -> NDArray[np.uint8]:
-        """Find the map of (h, w, 3) uint8 RGB: (h, w) or (h, w, 3) uint8.
+    def detect(self, image: NDArray[np.uint8], *_: Any, **params: Any) -> NDArray[np.uint8] | Detected:
+        """Find the map of (h, w, 3) uint8 RGB: (h, w) or (h, w, 3) uint8, alone or with facts about it.
 
         A detector writes its declared ``params`` out by name; they arrive complete and checked.
         """
@@ -146,6 +165,25 @@ class Annotator(ABC):
     def preview(self, hint: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Show the hint (H, W, 3) as the eye likes it."""
         return hint
+
+    def prepare(self, given: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], str]:
+        """Make a brought map (h, w, 3) into what the ControlNet knows; also say what was changed, or ""."""
+        return given, ""
+
+    def ready(self, image: Any, *, size: tuple[int, int], mend: bool = False) -> Annotation:
+        """Take a picture that already is a map as the hint, and show just that.
+
+        ``image`` is anything that ``core.images.to_rgb`` takes; ``size`` is the output's (height, width) in
+        pixels; ``mend`` applies the change of the map's kind first, such as swapping black and white.
+
+        Raises:
+            ValueError: an unreadable picture; says what to do.
+        """
+        given = to_rgb(image)
+        doubt = "" if mend else self.kind.doubt(given)
+        prepared, changed = self.prepare(self.kind.mend(given) if mend else given)
+        hint = resize_map(prepared, size)
+        return _annotation(hint, hint, note=" ".join(part for part in (changed, doubt) if part))
 
     def __call__(
         self,
@@ -159,10 +197,11 @@ class Annotator(ABC):
 
         ``image`` is anything that ``core.images.to_rgb`` takes; ``size`` is the output's (height, width) in
         pixels. ``resolution`` is the short side to detect at: None takes the declared default, "auto" the
-        output's short side as far as the declared range goes.
+        output's short side within what suits the detector.
 
         Raises:
             ValueError: an unreadable picture, or a control with a wrong name or value; says what is allowed.
+            WeightsMissing: the detector's weights are not on this computer; says how to get them.
         """
         picture = to_rgb(image)
         settings = self._check_params(params)
@@ -183,10 +222,13 @@ class Annotator(ABC):
         settings: dict[str, Any],
     ) -> Annotation:
         seen = resize(picture, size) if short_side is None else resize_image(picture, short_side)
-        hint = self.refine(resize(to_rgb(self.detect(seen, **settings)), size, self.interpolation))
+        found = self.detect(seen, **settings)
+        if not isinstance(found, Detected):
+            found = Detected(found, {})
+        hint = self.refine(resize(to_rgb(found.map), size, self.interpolation))
         if np.may_share_memory(hint, picture):
             hint = hint.copy()  # the caller's own array must stay writable
-        return _annotation(hint, self.preview(hint))
+        return _annotation(hint, self.preview(hint), found.data)
 
     def _check_params(self, params: dict[str, Any]) -> dict[str, Any]:
         declared = {param.name: param for param in self.params}
@@ -207,71 +249,17 @@ class Annotator(ABC):
         if resolution is None:
             return int(self.resolution.default)
         if resolution == "auto":
-            return int(min(max(min(size), self.resolution.minimum), self.resolution.maximum))
+            low, high = self.auto_range or (self.resolution.minimum, self.resolution.maximum)
+            return int(min(max(min(size), low), high))
         return int(self.resolution.check(resolution))
 
 
-def _annotation(hint: NDArray[np.uint8], preview: NDArray[np.uint8]) -> Annotation:
+def _annotation(
+    hint: NDArray[np.uint8],
+    preview: NDArray[np.uint8],
+    data: Mapping[str, Any] | None = None,
+    note: str = "",
+) -> Annotation:
     for array in (hint, preview):
         array.setflags(write=False)
-    return Annotation(hint, preview)
-
-
-def passthrough(image: Any, size: tuple[int, int], *, invert: bool = False) -> Annotation:
-    """Take a picture that already is a map as the hint; ``invert`` swaps black and white first.
-
-    ``image`` is anything that ``core.images.to_rgb`` takes; ``size`` is the output's (height, width). A map
-    of two values, such as lines, keeps just those two; one of few colours, such as classes, keeps them.
-
-    Raises:
-        ValueError: an unreadable picture; says what to do.
-    """
-    given = to_rgb(image)
-    hint = _resize_map(255 - given if invert else given, size)
-    return _annotation(hint, hint)
-
-
-def _resize_map(given: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    if given.shape[:2] == tuple(size):
-        return given.copy()
-    smooth = cv2.INTER_AREA if min(size) < min(given.shape[:2]) else cv2.INTER_LINEAR
-    if len(_colours(_thinned(given))) >= FEW_COLOURS:
-        return resize(given, size, smooth)
-    colours = _colours(given)
-    grey = bool((colours == colours[:, :1]).all())
-    if not grey and len(colours) < FEW_COLOURS:
-        return resize(given, size, cv2.INTER_NEAREST)
-    shares = resize(given, size, smooth)
-    if grey and len(colours) == 2:
-        low, high = colours[:, 0].min(), colours[:, 0].max()
-        # A quarter of the way up, not half: a line one pixel wide survives being halved.
-        return np.where(shares >= low + (float(high) - low) / 4, high, low)
-    return shares
-
-
-def _thinned(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return about a quarter of a million of the picture's pixels, or all of a smaller one."""
-    step = max(1, math.ceil(math.sqrt(picture.shape[0] * picture.shape[1]) / 512))
-    return picture[::step, ::step]
-
-
-def _colours(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the colours that occur in (h, w, 3), as (n, 3)."""
-    seen = np.zeros(2**24, np.bool_)
-    for row in range(0, len(picture), 256):  # in strips, to spare memory
-        red, green, blue = (picture[row : row + 256, :, i].astype(np.uint32) for i in range(3))
-        seen[red << 16 | green << 8 | blue] = True
-    found = np.flatnonzero(seen)
-    return np.stack([found >> 16, found >> 8 & 255, found & 255], axis=1).astype(np.uint8)
-
-
-def looks_inverted(image: Any) -> bool:
-    """Tell whether a map of lines seems to be dark on light; the ControlNets know white lines on black.
-
-    True where the picture has hardly any colour or middle grey, and more than half of it is light.
-    """
-    given = _thinned(to_rgb(image)).astype(np.int16)
-    colourful = (given.max(axis=2) - given.min(axis=2)) > 48
-    grey = given.mean(axis=2)
-    middle = (grey > 64) & (grey < 191)
-    return bool(colourful.mean() < 0.05 and middle.mean() < 0.25 and (grey >= 191).mean() > 0.5)
+    return Annotation(hint, preview, data or None, note)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 # For each of our packages, the modules of ours that it may import, by the beginning of their names.
 OURS = {
     "core": ("core",),
-    "annotators": ("annotators", "core.images", "core.weights", "core.errors"),
+    "annotators": ("annotators", "core.images", "core.weights", "core.errors", "core.runtime.device"),
     "apps": ("apps", "annotators", "core"),
     "launch": ("apps", "annotators", "core"),
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from annotators.base import looks_inverted
+from annotators.maps import looks_inverted
 from core.images import to_rgb
 
 FOLDER = Path(__file__).parents[1] / "test_imgs"

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 import annotators
-from annotators.base import Annotation, looks_inverted, passthrough
+from annotators.base import Annotation
 from apps.page.files import PictureFolder
 from apps.page.model import Model, explain_missing
-from apps.page.settings import DETECT, INVERTED_MAP, READY_MAP, Settings
+from apps.page.settings import DETECT, INVERTED_MAP, Settings
 from apps.spec import App
 from core.errors import WeightsMissing
 from core.images import fit_size, open_image, to_rgb
@@ -78,14 +78,7 @@ def make_hint(app: App, path: str | Path | None, settings: Settings) -> Annotati
     annotator = annotators.load(app.annotator)
     if settings.preprocessor == DETECT:
         return annotator(picture, size=size, resolution=settings.detect_resolution, **dict(settings.detector))
-    ready = passthrough(picture, size, invert=settings.preprocessor == INVERTED_MAP)
-    return Annotation(ready.hint, annotator.preview(ready.hint))
-
-
-def _note(path: str | Path | None, settings: Settings) -> str:
-    if settings.preprocessor == READY_MAP and looks_inverted(path):
-        return "Your map seems to be dark on light. If so, choose the inverted kind under Preprocessor."
-    return ""
+    return annotator.ready(picture, size=size, mend=settings.preprocessor == INVERTED_MAP)
 
 
 def make_request(app: App, hint: NDArray[np.uint8], settings: Settings) -> Request:
@@ -121,7 +114,7 @@ def draw(
     annotation = make_hint(app, path, settings)
     request = make_request(app, annotation.hint, settings)
     shown = folder.save_map(annotation.preview, app, settings, request, model.name)
-    yield Frame("Map ready", (shown,), note=_note(path, settings))
+    yield Frame("Map ready", (shown,), note=annotation.note)
     while not model.wait(LOADING_SECONDS):
         yield Frame(f"Loading {model.title}", (shown,))
     pipeline = model.get()

@@ -125,7 +125,7 @@ def _preprocessor(annotator: Annotator) -> Choice:
     choices = (
         (DETECT, annotator.title or type(annotator).__name__),
         (READY_MAP, "None: my image is already a map"),
-        (INVERTED_MAP, "None, inverted: my map is dark on light"),
+        (INVERTED_MAP, annotator.kind.mended),
     )
     return Choice("preprocessor", "Preprocessor", choices, DETECT)
 

@@ -87,7 +87,7 @@ def load_base(config: ModelConfig, path: Path, *, device: torch.device, dtype: t
     plans = plan_base(config, networks, file.tensors)
     _check(file, config, "a base model", [config.weights], Plan.joined(list(plans.values())))
     for name, plan in plans.items():
-        _fill(getattr(networks, name), plan, file, device, dtype)
+        fill(getattr(networks, name), plan, file, device, dtype)
     return networks
 
 
@@ -111,7 +111,7 @@ def load_control(
         if unet is None:
             raise ValueError("unet is None: a difference file adds to the base model's UNet; give that.")
         base = unet.state_dict()
-    _fill(net, plan, file, device, dtype, base)
+    fill(net, plan, file, device, dtype, base)
     return net
 
 
@@ -130,9 +130,9 @@ def plan_base(
     """Plan the loading of a base model; reads nothing."""
     wanted = {name: _wanted(getattr(networks, name)) for name in ("unet", "vae", "text")}
     plans = {
-        "unet": _plan(wanted["unet"], prefixed(wanted["unet"], UNET), tensors),
-        "vae": _plan(wanted["vae"], prefixed(wanted["vae"], VAE), tensors),
-        "text": _plan(wanted["text"], text_sources(config.text, wanted["text"], tensors), tensors),
+        "unet": plan_sources(wanted["unet"], prefixed(wanted["unet"], UNET), tensors),
+        "vae": plan_sources(wanted["vae"], prefixed(wanted["vae"], VAE), tensors),
+        "text": plan_sources(wanted["text"], text_sources(config.text, wanted["text"], tensors), tensors),
     }
     used = {key for plan in plans.values() for keys in plan.sources.values() for key in keys}
     plans["unet"].unexpected = [
@@ -144,7 +144,7 @@ def plan_base(
 def plan_control(config: ModelConfig, net: nn.Module, tensors: Mapping[str, TensorInfo]) -> Plan:
     """Plan the loading of a ControlNet; reads nothing."""
     wanted = _wanted(net)
-    plan = _plan(wanted, control_sources(config, wanted, tensors), tensors)
+    plan = plan_sources(wanted, control_sources(config, wanted, tensors), tensors)
     if is_difference(tensors):  # a difference of nothing may have been left out
         plan.missing = [key for key in plan.missing if is_new(key)]
         plan.sources = {ours: keys for ours, keys in plan.sources.items() if keys[0] in tensors}
@@ -161,7 +161,8 @@ def _wanted(module: nn.Module) -> dict[str, Tensor]:
     return module.state_dict()
 
 
-def _plan(wanted: Mapping[str, Tensor], sources: Sources, tensors: Mapping[str, TensorInfo]) -> Plan:
+def plan_sources(wanted: Mapping[str, Tensor], sources: Sources, tensors: Mapping[str, TensorInfo]) -> Plan:
+    """Plan which of a file's ``tensors`` make which of the ``wanted`` ones; reads nothing."""
     plan = Plan(sources)
     for ours, theirs in sources.items():
         absent = [key for key in theirs if key not in tensors]
@@ -196,6 +197,17 @@ def _check(file: TensorFile, config: ModelConfig, purpose: str, names: Sequence[
         return
     info = recognise(file)
     lines = [f"{file.path} seems to be {info.title}; needed is {purpose} for {config.title} ({config.name})."]
+    *keys, advice = describe_misfit(plan, names)
+    lines += keys
+    other = FAMILY_CONFIGS.get(info.family or "", info.family)
+    if other and other != config.name and other in config_names():
+        lines.append(f"It may fit the model {other}.")
+    raise CheckpointMismatch("\n".join([*lines, advice]))
+
+
+def describe_misfit(plan: Plan, names: Sequence[str]) -> list[str]:
+    """Return lines that list the keys which do not fit and, last, what to do."""
+    lines = []
     for title, found in (
         ("Missing", plan.missing),
         ("Unexpected", plan.unexpected),
@@ -204,17 +216,12 @@ def _check(file: TensorFile, config: ModelConfig, purpose: str, names: Sequence[
         if found:
             more = f" and {len(found) - SHOWN_KEYS:,} more" if len(found) > SHOWN_KEYS else ""
             lines.append(f"{title}: {', '.join(found[:SHOWN_KEYS])}{more}.")
-    other = FAMILY_CONFIGS.get(info.family or "", info.family)
-    if other and other != config.name and other in config_names():
-        lines.append(f"It may fit the model {other}.")
     if names:
-        lines.append(f"Get one that fits: python -m core.weights get {names[0]}")
-    else:
-        lines.append("Give another file.")
-    raise CheckpointMismatch("\n".join(lines))
+        return [*lines, f"Get one that fits: python -m core.weights get {names[0]}"]
+    return [*lines, "Give another file."]
 
 
-def _fill(
+def fill(
     module: nn.Module,
     plan: Plan,
     file: TensorFile,
@@ -233,6 +240,9 @@ def _fill(
         empty = wanted[ours]
         target = dtype if empty.is_floating_point() else empty.dtype
         room -= empty.numel() * dtype.itemsize
+        if ours not in plan.sources and base is None:
+            state[ours] = empty.to(device)  # not in the file, and none the worse for it
+            continue
         if ours not in plan.sources and base is not None:
             state[ours] = base[ours].to(device=device, dtype=target, copy=True)
             continue

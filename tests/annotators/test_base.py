@@ -7,11 +7,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from annotators.base import Annotation, Annotator, Checkbox, ResultCache, Slider, looks_inverted, passthrough
+from annotators.base import Annotation, Annotator, Checkbox, Detected, ResultCache, Slider
 from core.images import resize_image
 
 
@@ -161,69 +159,39 @@ def test_an_annotation_larger_than_the_memory_is_not_kept() -> None:
     assert cache.get((0,)) is None
 
 
-# Maps that people bring
+class Told(Annotator):
+    """Also says how light the picture is."""
+
+    def detect(self, image: NDArray[np.uint8]) -> Detected:
+        return Detected(image[:, :, 0], {"mean": float(image.mean())})
 
 
-def lines(height: int = 256, width: int = 320) -> NDArray[np.uint8]:
-    canvas = np.zeros((height, width, 3), np.uint8)
-    cv2.line(canvas, (10, 20), (width - 20, height - 30), (255, 255, 255), 1)
-    cv2.circle(canvas, (width // 2, height // 2), 60, (255, 255, 255), 1)
-    return canvas
+def test_facts_that_a_detector_finds_come_with_the_map() -> None:
+    picture = noise(64, 64)
+    made = Told()(picture, size=(64, 64))
+    assert made.data == {"mean": picture.mean()} and np.array_equal(made.hint[:, :, 1], picture[:, :, 0])
 
 
-def test_a_map_of_the_right_size_passes_unchanged() -> None:
-    made = passthrough(lines(), (256, 320))
-    assert np.array_equal(made.hint, lines()) and np.array_equal(made.preview, lines())
+def test_a_brought_map_is_shown_as_the_network_gets_it() -> None:
+    picture = noise(64, 64) // 128 * 255
+    made = Counting().ready(picture, size=(64, 64))
+    assert np.array_equal(made.hint, picture) and np.array_equal(made.preview, made.hint)
+    assert not made.hint.flags.writeable
 
 
-def test_a_map_passes_inverted_where_asked() -> None:
-    assert np.array_equal(passthrough(255 - lines(), (256, 320), invert=True).hint, lines())
+def test_a_brought_map_is_mended_where_asked_and_doubted_where_not() -> None:
+    paper = np.full((64, 64, 3), 255, np.uint8)
+    paper[30] = 0
+    doubted, mended = (Counting().ready(paper, size=(64, 64), mend=mend) for mend in (False, True))
+    assert "dark on light" in doubted.note and np.array_equal(doubted.hint, paper)
+    assert mended.note == "" and np.array_equal(mended.hint, 255 - paper)
 
 
-@pytest.mark.parametrize("size", [(128, 192), (512, 640), (192, 256)])
-def test_thin_lines_stay_black_and_white_and_whole_in_any_size(size: tuple[int, int]) -> None:
-    hint = passthrough(lines(), size).hint
-    assert set(np.unique(hint)) == {0, 255}
-    # One line and one circle, crossing: a single piece, as before.
-    assert cv2.connectedComponents(hint[:, :, 0], connectivity=8)[0] == 2
+def test_auto_takes_what_suits_the_detector() -> None:
+    class Limited(AtResolution):
+        auto_range = (256, 384)
 
-
-def test_a_map_of_classes_keeps_its_colours() -> None:
-    colours = np.array([[120, 120, 120], [180, 120, 120], [6, 230, 230]], np.uint8)
-    classes = colours[np.random.default_rng(0).integers(0, 3, (50, 70))]
-    hint = passthrough(classes, (128, 192)).hint
-    assert {tuple(c) for c in hint.reshape(-1, 3)} <= {tuple(c) for c in colours}
-
-
-def test_a_scan_of_few_greys_keeps_its_lines_when_shrunk() -> None:
-    scan = 255 - lines(512, 512) // 36 * 36
-    scan[0, 0] = 128  # a third grey
-    hint = passthrough(scan, (128, 128), invert=True).hint
-    drawn = cv2.connectedComponents((hint[:, :, 0] > 10).astype(np.uint8), connectivity=8)[0]
-    assert drawn == 2  # the background and the lines, in one piece
-
-
-def test_a_smooth_map_stays_smooth() -> None:
-    ramp = np.linspace(0, 255, 400).astype(np.uint8)[None, :, None].repeat(100, 0).repeat(3, 2)
-    hint = passthrough(ramp, (128, 512)).hint[0, :, 0].astype(int)
-    assert (np.diff(hint) >= 0).all() and np.diff(hint).max() <= 2
-
-
-def test_dark_lines_on_light_are_recognised() -> None:
-    assert looks_inverted(255 - lines())
-    assert not looks_inverted(lines())
-
-
-def test_photographs_depth_maps_and_colourful_maps_are_not_called_inverted() -> None:
-    ramp = np.linspace(0, 255, 256).astype(np.uint8)[None, :, None].repeat(64, 0).repeat(3, 2)
-    assert not looks_inverted(noise(64, 64))
-    assert not looks_inverted(ramp)
-    assert not looks_inverted(np.full((8, 8, 3), (250, 200, 0), np.uint8))
-
-
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 3))
-@settings(deadline=None, max_examples=40)
-def test_any_map_passes(height: int, width: int, colours: int) -> None:
-    picture = noise(height, width) // (255 // (colours + 1) or 1)
-    assert passthrough(picture, (64, 128)).hint.shape == (64, 128, 3)
-    looks_inverted(picture)
+    detector = Limited()
+    for side in (128, 320, 1024):
+        detector(noise(90, 90), size=(side, side), resolution="auto")
+    assert [shape[0] for shape, _ in detector.seen] == [256, 320, 384]
