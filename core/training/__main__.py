@@ -44,7 +44,10 @@ def parser() -> argparse.ArgumentParser:
     sub = _stage(commands, "control", "train a ControlNet on the locked base and export it")
     _training(sub, steps=2000, rate=5e-4, batch=16)
     sub.add_argument("--control", default="canny", help="which control (default canny)")
+    sub.add_argument("--start", type=Path, help="exported ControlNet to begin with instead of the base")
     sub.add_argument("--ckpts", type=Path, default=CKPTS, help="folder of the exported files")
+    sub = _stage(commands, "unpack", "let encoder, latents and base go on from an exported base file")
+    sub.add_argument("--base", type=Path, default=CKPTS / "base.safetensors", help="the file")
     sub = _stage(commands, "export", "write the trained base to --ckpts")
     sub.add_argument("--ckpts", type=Path, default=CKPTS, help="folder of the exported files")
     sub = commands.add_parser("evaluate", help="measure the bundled demo model on held-out scenes")
@@ -81,6 +84,7 @@ def run_stage(args: argparse.Namespace, config: ModelConfig) -> None:
     from core.training import demo
     from core.training.base import train_base
     from core.training.loop import LoopConfig
+    from core.training.start import begin_with, unpack
     from core.training.vae import fit_autoencoder, train_decoder
 
     vae_run, base_run = args.runs / "vae", args.runs / "base"
@@ -88,6 +92,8 @@ def run_stage(args: argparse.Namespace, config: ModelConfig) -> None:
         return demo.make_latents(config, args.data, vae_run, args.count)
     if args.command == "encoder":
         return fit_autoencoder(config, args.data, vae_run)
+    if args.command == "unpack":
+        return unpack(config, args.base, vae_run, base_run)
     if args.command == "export":
         return demo.export_demo_base(config, vae_run, base_run, args.ckpts / "base.safetensors")
     folders = {"decoder": "vae", "base": "base", "control": f"control_{getattr(args, 'control', '')}"}
@@ -103,6 +109,8 @@ def run_stage(args: argparse.Namespace, config: ModelConfig) -> None:
     if args.command == "base":
         return train_base(config, args.data, loop, batch_size=args.batch)
     output = args.ckpts / f"{args.control}.safetensors"
+    if args.start is not None:
+        begin_with(args.start, loop.output)
     demo.train_demo_control(
         config, args.data, base_run, loop, control=args.control, batch_size=args.batch, output=output
     )

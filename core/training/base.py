@@ -20,6 +20,7 @@ from core.training.toyworld.captions import ADDED_PROMPT, NEGATIVE_PROMPT
 from core.training.toyworld.vocabulary import vocabulary
 
 TEXT = "text.safetensors"
+START = "start.safetensors"  # a trained UNet to go on from
 UNKNOWN_WORD = "qwzrtx"  # its tokens are not in the vocabulary
 
 
@@ -99,6 +100,8 @@ def train_base(config: ModelConfig, data: Path, loop: LoopConfig, *, batch_size:
     model = Denoiser(config)
     dataset = LatentScenes.open(data)
     load_text(model, loop.output)
+    if (loop.output / START).exists():
+        model.unet.load_state_dict(load_file(loop.output / START))
     # Every time step counts alike: the noisiest, where only the words tell what there will be, too.
     criterion = DiffusionLoss(config.schedule)
 

@@ -21,6 +21,7 @@ from core.training.base import varied_captions
 from core.training.data import LatentScenes
 from core.training.diffusion import DiffusionLoss, draw
 from core.training.loop import LoopConfig, Trainer
+from core.training.start import load_start
 
 EMPTY_PROMPTS = 0.3  # so that the ControlNet learns to read the hint without being told what it shows
 
@@ -90,7 +91,9 @@ def train_control(
     """Train a ControlNet on the locked ``unet``; resumes from ``loop.output``; returns the moving average."""
     torch.manual_seed(loop.seed)
     unet.requires_grad_(False).float()
-    net = ControlNet.from_unet(unet, config.control).requires_grad_(True)
+    net = ControlNet.from_unet(unet, config.control)
+    load_start(net, loop.output)
+    net.requires_grad_(True)
     criterion = DiffusionLoss(config.schedule)
 
     def loss(step: int, generator: torch.Generator) -> Tensor:

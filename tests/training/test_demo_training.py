@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from core.config import ModelConfig, ScheduleConfig, load_config
 from core.models.controlnet import ControlNet
 from core.models.unet import UNet
 from core.models.vae import AutoencoderKL
-from core.training.base import UNKNOWN_WORD, Denoiser, kept_token_ids, vary_caption
+from core.training.base import UNKNOWN_WORD, Denoiser, kept_token_ids, load_text, vary_caption
 from core.training.control import ControlBatch, canny_hint, control_prediction, train_control
 from core.training.data import LatentScenes, Scenes, cache_latents, to_tensor
 from core.training.demo import load_vae
@@ -22,6 +23,7 @@ from core.training.diffusion import DiffusionLoss, draw
 from core.training.evaluate import edge_f1, named_color
 from core.training.export import export_base, export_control
 from core.training.loop import LoopConfig
+from core.training.start import begin_with, load_start, unpack
 from core.training.toyworld.captions import ADDED_PROMPT, NEGATIVE_PROMPT
 from core.training.toyworld.palette import PAINTS, SHIFT_COLORS, paint
 from core.training.vae import aligned_crops, fit_autoencoder, load_fitted, train_decoder
@@ -212,3 +214,25 @@ def test_a_painted_surface_is_named_by_its_colour(word: str) -> None:
     image = np.zeros((32, 32, 3), np.uint8)
     image[:] = paint(word, random.Random(1)).clip(0, 255)
     assert named_color(image, np.ones((32, 32), bool)) == word
+
+
+def test_training_goes_on_from_exported_files(tmp_path: Path) -> None:
+    config = load_config("demo")
+    shipped = Path(__file__).parents[2] / "ckpts" / "demo"
+    unpack(config, shipped / "base.safetensors", tmp_path / "vae", tmp_path / "base")
+    model = Denoiser(config)
+    load_start(model.unet, tmp_path / "base")
+    load_text(model, tmp_path / "base")
+    base = load_file(shipped / "base.safetensors")
+    out = model.unet.state_dict()["out.2.weight"]
+    assert torch.equal(out.half(), base["model.diffusion_model.out.2.weight"])
+    assert model.text.encode(["a red fox"]).isfinite().all()
+    begin_with(shipped / "canny.safetensors", tmp_path / "depth")
+    loop = LoopConfig(output=tmp_path / "depth", steps=0)
+
+    def never(generator: torch.Generator) -> ControlBatch:
+        raise AssertionError("no step is taken")
+
+    net = train_control(config, model.unet, never, loop, batch_size=1)
+    canny = load_file(shipped / "canny.safetensors")
+    assert all(torch.equal(value.half(), canny[key]) for key, value in net.state_dict().items())

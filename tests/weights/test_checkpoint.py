@@ -81,7 +81,7 @@ def test_the_converted_text_encoder_computes_what_the_original_does(nets15: Netw
     path = write(tmp_path / "base.safetensors", base_state(nets15))
     text = load_base(nets15.config, path, device=CPU, dtype=FP32).text
     tokens = torch.randint(0, 40, (2, 7), generator=torch.Generator().manual_seed(1))
-    assert torch.equal(text(tokens), nets15.text(tokens))
+    torch.testing.assert_close(text(tokens), nets15.text(tokens), atol=1e-5, rtol=1e-5)  # two code paths
 
 
 @pytest.mark.parametrize("name", ["control.safetensors", "control.pth"])
