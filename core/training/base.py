@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from core.config import ModelConfig
 from core.models.text_encoder import END_TOKEN, START_TOKEN, TextEncoder, tokenizer
 from core.models.unet import UNet
+from core.runtime.device import autocast
 from core.training.data import LatentScenes
 from core.training.diffusion import DiffusionLoss, draw
 from core.training.loop import LoopConfig, Trainer
@@ -110,7 +111,7 @@ def train_base(config: ModelConfig, data: Path, loop: LoopConfig, *, batch_size:
         captions = varied_captions([dataset.scenes.captions[i] for i in which], generator)
         noise, t = draw(tuple(x_0.shape), config.schedule.timesteps, generator)
         x_t = criterion.noised(x_0, noise, t)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("cpu"):
             prediction = model.unet(x_t, t, model.text.encode(captions))
         return criterion(prediction, x_0, noise, t)
 

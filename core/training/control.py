@@ -17,6 +17,7 @@ from core.config import ModelConfig
 from core.models.controlnet import ControlNet
 from core.models.text_encoder import TextEncoder
 from core.models.unet import UNet
+from core.runtime.device import autocast
 from core.training.base import varied_captions
 from core.training.data import LatentScenes
 from core.training.diffusion import DiffusionLoss, draw
@@ -75,7 +76,7 @@ class SceneControlBatches:
         rng = random.Random(int(torch.randint(2**31, (1,), generator=generator)))
         captions = ["" if rng.random() < EMPTY_PROMPTS else caption for caption in captions]
         hints = np.stack([self.make_hint(self.dataset.scenes.images[i], rng) for i in which])
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), autocast("cpu"):
             context = self.text.encode(captions)
         return ControlBatch(x_0, context, torch.from_numpy(hints).permute(0, 3, 1, 2).float().div_(255.0))
 
@@ -100,7 +101,7 @@ def train_control(
         batch = draw_batch(generator)
         noise, t = draw(tuple(batch.x_0.shape), config.schedule.timesteps, generator)
         x_t = criterion.noised(batch.x_0, noise, t)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("cpu"):
             prediction = control_prediction(unet, net, batch, x_t, t)
         return criterion(prediction, batch.x_0, noise, t)
 

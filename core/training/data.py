@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from core.models.vae import AutoencoderKL
+from core.runtime.device import autocast
 from core.training.toyworld.scene import make_scene
 from core.training.toyworld.sprites import SpriteLibrary
 
@@ -89,7 +90,7 @@ def cache_latents(vae: AutoencoderKL, data: Path, *, count: int | None = None, b
     latents = np.empty((len(images), vae.config.embed_dim, side, side), np.float16)
     for start in tqdm(range(0, len(images), batch_size), desc="latents", mininterval=10):
         batch = to_tensor(images[start : start + batch_size])
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("cpu"):
             latents[start : start + len(batch)] = vae.encode(batch).half().numpy()
     partial_path = data / "latents.partial.npy"
     np.save(partial_path, latents)

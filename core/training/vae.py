@@ -12,6 +12,7 @@ from torch import Tensor
 
 from core.config import ModelConfig
 from core.models.vae import AutoencoderKL
+from core.runtime.device import autocast
 from core.training.data import LatentScenes, Scenes, to_tensor
 from core.training.loop import LoopConfig, Trainer
 from core.training.vae_init import init_as_pyramid, whiten
@@ -72,7 +73,7 @@ def edge_loss(a: Tensor, b: Tensor) -> Tensor:
 def decoder_loss(vae: AutoencoderKL, latents: Tensor, images: Tensor, generator: torch.Generator) -> Tensor:
     """Return the pixel and edge loss of decoding ``latents`` (B, C, h, w), slightly noised, to ``images``."""
     noised = latents + LATENT_NOISE * torch.randn(latents.shape, generator=generator)
-    with torch.autocast(images.device.type, torch.bfloat16):
+    with autocast(images.device.type):
         out = vae.decode(noised)
     out = out.float()
     pixels = F.l1_loss(out, images) + SQUARE_WEIGHT * F.mse_loss(out, images)

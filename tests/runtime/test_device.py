@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from core.runtime import device as module
-from core.runtime.device import resolve_device, resolve_dtype, vae_dtype
+from core.runtime.device import autocast, resolve_device, resolve_dtype, vae_dtype
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -88,3 +88,13 @@ def test_the_autoencoder_is_never_computed_in_float16() -> None:
     assert vae_dtype(torch.float16) == torch.float32
     assert vae_dtype(torch.bfloat16) == torch.bfloat16
     assert vae_dtype(torch.float32) == torch.float32
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_training_uses_bfloat16_only_where_it_is_native(
+    native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.runtime.device.cpu_has_bfloat16", lambda: native)
+    with autocast("cpu"):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (torch.bfloat16 if native else torch.float32)
