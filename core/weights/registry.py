@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import cast
 
@@ -116,17 +117,10 @@ class Registry:
         """
         source = path or HOME / "registry.yaml"
         try:
-            content = OmegaConf.to_container(OmegaConf.load(source))
-        except (OSError, OmegaConfBaseException, YAMLError, ValueError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise RegistryError(f"{source}: cannot be read ({reason}). Restore the file.") from error
-        if not isinstance(content, dict) or set(content) - {"files", "bundles"} or "files" not in content:
-            raise RegistryError(f"{source}: give the keys 'files' and 'bundles' only.")
-        rows = content["files"]
-        if not isinstance(rows, dict):
-            raise RegistryError(f"{source}: files is not a mapping. Correct the file.")
-        files = {str(name): _row(source, str(name), row) for name, row in rows.items()}
-        bundles = _bundles(source, content.get("bundles") or {}, files)
+            changed_ns = source.stat().st_mtime_ns
+        except OSError:
+            changed_ns = 0  # reading it says what is wrong
+        files, bundles = _read(source, changed_ns)
         return cls(files, bundles, ckpts_folder(), source.parent)
 
     def __getitem__(self, name: str) -> WeightFile:
@@ -202,6 +196,22 @@ class Registry:
         near += [other for other in listed if name and name in other and other not in near][:5]
         hint = f"Did you mean {', '.join(near)}? " if near else ""
         return f"{hint}See all: python -m core.weights list"
+
+
+@lru_cache(maxsize=4)  # reading takes 0.4 s, and the page asks for every detector
+def _read(source: Path, changed_ns: int) -> tuple[dict[str, WeightFile], dict[str, tuple[str, ...]]]:
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(source))
+    except (OSError, OmegaConfBaseException, YAMLError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RegistryError(f"{source}: cannot be read ({reason}). Restore the file.") from error
+    if not isinstance(content, dict) or set(content) - {"files", "bundles"} or "files" not in content:
+        raise RegistryError(f"{source}: give the keys 'files' and 'bundles' only.")
+    rows = content["files"]
+    if not isinstance(rows, dict):
+        raise RegistryError(f"{source}: files is not a mapping. Correct the file.")
+    files = {str(name): _row(source, str(name), row) for name, row in rows.items()}
+    return files, _bundles(source, content.get("bundles") or {}, files)
 
 
 def _row(source: Path, name: str, content: object) -> WeightFile:
