@@ -35,6 +35,10 @@ def parser() -> argparse.ArgumentParser:
     sub = _stage(commands, "render", "compose toy-world scenes into --data")
     sub.add_argument("--count", type=int, default=16384, help="scenes (default 16384)")
     sub.add_argument("--workers", type=int, default=2, help="processes (default 2)")
+    sub = _stage(commands, "hints", "make a control's hints of the scenes, with the apps' detectors")
+    sub.add_argument("--control", required=True, help="which control")
+    sub.add_argument("--count", type=int, default=2048, help="scenes (default 2048)")
+    sub.add_argument("--workers", type=int, default=2, help="processes (default 2)")
     _stage(commands, "encoder", "fit the autoencoder in closed form")
     sub = _stage(commands, "latents", "encode the scenes with the fitted encoder")
     sub.add_argument("--count", type=int, help="how many of the scenes (default all)")
@@ -44,7 +48,8 @@ def parser() -> argparse.ArgumentParser:
     sub = _stage(commands, "control", "train a ControlNet on the locked base and export it")
     _training(sub, steps=2000, rate=5e-4, batch=16)
     sub.add_argument("--control", default="canny", help="which control (default canny)")
-    sub.add_argument("--start", type=Path, help="exported ControlNet to begin with instead of the base")
+    sub.add_argument("--crop", type=int, help="train on squares of so many pixels (default the whole)")
+    sub.add_argument("--over", type=Path, help="exported ControlNet whose trunk to take over")
     sub.add_argument("--ckpts", type=Path, default=CKPTS, help="folder of the exported files")
     sub = _stage(commands, "unpack", "let encoder, latents and base go on from an exported base file")
     sub.add_argument("--base", type=Path, default=CKPTS / "base.safetensors", help="the file")
@@ -76,6 +81,12 @@ def main() -> None:
         fetch_sprites(default_cache_dir())
         render(args.data, default_cache_dir(), args.count, workers=args.workers)
         return
+    if args.command == "hints":
+        from core.training.hints import cache_hints
+        from core.training.toyworld.sprites import default_cache_dir
+
+        cache_hints(args.data, args.control, default_cache_dir(), count=args.count, workers=args.workers)
+        return
     run_stage(args, config)
 
 
@@ -84,7 +95,7 @@ def run_stage(args: argparse.Namespace, config: ModelConfig) -> None:
     from core.training import demo
     from core.training.base import train_base
     from core.training.loop import LoopConfig
-    from core.training.start import begin_with, unpack
+    from core.training.start import unpack
     from core.training.vae import fit_autoencoder, train_decoder
 
     vae_run, base_run = args.runs / "vae", args.runs / "base"
@@ -109,10 +120,16 @@ def run_stage(args: argparse.Namespace, config: ModelConfig) -> None:
     if args.command == "base":
         return train_base(config, args.data, loop, batch_size=args.batch)
     output = args.ckpts / f"{args.control}.safetensors"
-    if args.start is not None:
-        begin_with(args.start, loop.output)
     demo.train_demo_control(
-        config, args.data, base_run, loop, control=args.control, batch_size=args.batch, output=output
+        config,
+        args.data,
+        base_run,
+        loop,
+        control=args.control,
+        batch_size=args.batch,
+        output=output,
+        crop=args.crop,
+        over=args.over,
     )
 
 

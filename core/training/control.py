@@ -7,10 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from core.config import ModelConfig
@@ -21,23 +19,11 @@ from core.runtime.device import autocast
 from core.training.base import varied_captions
 from core.training.data import LatentScenes
 from core.training.diffusion import DiffusionLoss, draw
+from core.training.hints import CONTROLS, HINT_MAKERS, CachedHints, canny_hint
 from core.training.loop import LoopConfig, Trainer
 from core.training.start import load_start
 
 EMPTY_PROMPTS = 0.3  # so that the ControlNet learns to read the hint without being told what it shows
-
-HintMaker = Callable[[NDArray[np.uint8], random.Random], NDArray[np.uint8]]
-
-
-def canny_hint(image: NDArray[np.uint8], rng: random.Random) -> NDArray[np.uint8]:
-    """Return the edges (H, W, 3) uint8 of ``image`` (H, W, 3), between the thresholds that people choose."""
-    low = rng.uniform(40, 130)
-    edges = cv2.Canny(image, low, low * rng.uniform(1.6, 2.4))
-    return np.repeat(edges[:, :, None], 3, axis=2)
-
-
-HINT_MAKERS: dict[str, HintMaker] = {"canny": canny_hint}
-
 
 @dataclass(frozen=True, slots=True)
 class ControlBatch:
@@ -58,27 +44,59 @@ def control_prediction(unet: UNet, net: ControlNet, batch: ControlBatch, x_t: Te
 
 
 class SceneControlBatches:
-    """Draws batches of latents, captions and freshly made hints from the cached scenes."""
+    """Draws batches of latents, captions and hints: cached ones, or edges made anew for "canny"."""
 
-    def __init__(self, data: Path, text: TextEncoder, control: str, size: int) -> None:
-        """Read the cached scenes of ``data`` for the ControlNet ``control``, ``size`` samples a batch."""
-        if control not in HINT_MAKERS:
-            raise ValueError(f"control is {control!r}: give one of {', '.join(HINT_MAKERS)}.")
+    def __init__(
+        self, data: Path, text: TextEncoder, control: str, size: int, crop: int | None = None
+    ) -> None:
+        """Read the cached scenes of ``data`` for the ControlNet ``control``, ``size`` samples a batch.
+
+        ``crop`` trains on random squares of so many pixels, a multiple of the autoencoder's factor.
+        """
+        if control not in CONTROLS:
+            raise ValueError(f"control is {control!r}: give one of {', '.join(CONTROLS)}.")
         self.dataset = LatentScenes.open(data)
         self.text = text
-        self.make_hint = HINT_MAKERS[control]
+        self.cached = CachedHints.open(data, control) if control in HINT_MAKERS else None
         self.size = size
+        side, cells = self.dataset.scenes.images.shape[1], self.dataset.latents.shape[-1]
+        self.factor = side // cells
+        self.cells = cells if crop is None else crop // self.factor
 
     def __call__(self, generator: torch.Generator) -> ControlBatch:
         """Draw one batch."""
-        which, x_0 = self.dataset.draw(self.size, generator)
-        captions = varied_captions([self.dataset.scenes.captions[i] for i in which], generator)
+        latents = self.dataset.latents
         rng = random.Random(int(torch.randint(2**31, (1,), generator=generator)))
+        if self.cached is None:
+            which = torch.randint(len(latents), (self.size,), generator=generator).numpy()
+            hints = [canny_hint(self.dataset.scenes.images[i], rng) for i in which]
+        else:
+            usable = int((self.cached.scenes < len(latents)).sum())
+            rows = torch.randint(usable, (self.size,), generator=generator).numpy()
+            which, hints = self.cached.scenes[rows], [self.cached.hints[i] for i in rows]
+        captions = varied_captions([self.dataset.scenes.captions[i] for i in which], generator)
         captions = ["" if rng.random() < EMPTY_PROMPTS else caption for caption in captions]
-        hints = np.stack([self.make_hint(self.dataset.scenes.images[i], rng) for i in which])
+        cut, maps = [], []
+        for i, hint in zip(which, hints, strict=True):
+            y, x = (rng.randint(0, latents.shape[-1] - self.cells) for _ in range(2))
+            cut.append(latents[i][:, y : y + self.cells, x : x + self.cells])
+            rows_px, columns_px = (slice(a * self.factor, (a + self.cells) * self.factor) for a in (y, x))
+            part = hint[rows_px, columns_px]
+            maps.append(part if part.ndim == 3 else np.repeat(part[:, :, None], 3, axis=2))
         with torch.no_grad(), autocast("cpu"):
             context = self.text.encode(captions)
-        return ControlBatch(x_0, context, torch.from_numpy(hints).permute(0, 3, 1, 2).float().div_(255.0))
+        x_0 = torch.from_numpy(np.stack(cut)).float()
+        hint_tensor = torch.from_numpy(np.stack(maps)).permute(0, 3, 1, 2).float().div_(255.0)
+        return ControlBatch(x_0, context, hint_tensor)
+
+
+def trained_over(net: ControlNet, name: str) -> bool:
+    """Tell whether a parameter learns where a ControlNet takes over the trunk of another one.
+
+    That are the hint block, the zero convolutions, and all vectors: a tenth of the parameters.
+    """
+    parameter = net.get_parameter(name)
+    return parameter.ndim == 1 or name.startswith(("input_hint_block", "zero_convs", "middle_block_out"))
 
 
 def train_control(
@@ -88,13 +106,18 @@ def train_control(
     loop: LoopConfig,
     *,
     batch_size: int,
+    over: bool = False,
 ) -> ControlNet:
-    """Train a ControlNet on the locked ``unet``; resumes from ``loop.output``; returns the moving average."""
+    """Train a ControlNet on the locked ``unet``; resumes from ``loop.output``; returns the moving average.
+
+    ``over`` keeps the trunk that it starts with and trains what ``trained_over`` says.
+    """
     torch.manual_seed(loop.seed)
     unet.requires_grad_(False).float()
     net = ControlNet.from_unet(unet, config.control)
     load_start(net, loop.output)
-    net.requires_grad_(True)
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(not over or trained_over(net, name))
     criterion = DiffusionLoss(config.schedule)
 
     def loss(step: int, generator: torch.Generator) -> Tensor:

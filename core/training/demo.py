@@ -10,12 +10,13 @@ import torch
 
 from core.config import ModelConfig
 from core.models.vae import AutoencoderKL
-from core.training.base import Denoiser, load_text
+from core.training.base import START, Denoiser, load_text
 from core.training.control import SceneControlBatches, train_control
 from core.training.data import cache_latents
 from core.training.evaluate import Report, evaluate
 from core.training.export import export_base, export_control, load_average
 from core.training.loop import LoopConfig
+from core.training.start import begin_with, load_start
 from core.training.vae import load_fitted
 
 
@@ -37,7 +38,10 @@ def load_vae(config: ModelConfig, vae_run: Path) -> AutoencoderKL:
 def load_denoiser(config: ModelConfig, base_run: Path) -> Denoiser:
     """Return UNet and text encoder with the moving average of a training run."""
     model = Denoiser(config).requires_grad_(False)
-    load_average(model.unet, base_run / "checkpoint.pt", prefix="unet.")
+    if (base_run / START).exists() and not (base_run / "checkpoint.pt").exists():
+        load_start(model.unet, base_run)
+    else:
+        load_average(model.unet, base_run / "checkpoint.pt", prefix="unet.")
     load_text(model, base_run)
     return model
 
@@ -51,11 +55,19 @@ def train_demo_control(
     control: str,
     batch_size: int,
     output: Path,
+    crop: int | None = None,
+    over: Path | None = None,
 ) -> None:
-    """Train the ControlNet named ``control`` on the trained base and write it to ``output``."""
+    """Train the ControlNet named ``control`` on the trained base and write it to ``output``.
+
+    ``over`` is the file of another ControlNet, whose trunk it takes over; ``crop`` is as for the batches.
+    """
     base = load_denoiser(config, base_run)
-    batches = SceneControlBatches(data, base.text, control, batch_size)
-    export_control(config, train_control(config, base.unet, batches, loop, batch_size=batch_size), output)
+    batches = SceneControlBatches(data, base.text, control, batch_size, crop)
+    if over is not None:
+        begin_with(over, loop.output)
+    net = train_control(config, base.unet, batches, loop, batch_size=batch_size, over=over is not None)
+    export_control(config, net, output, over)
 
 
 def export_demo_base(config: ModelConfig, vae_run: Path, base_run: Path, output: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core.config import ModelConfig
@@ -16,6 +16,7 @@ from core.models.controlnet import ControlNet
 from core.models.text_encoder import TextEncoder
 from core.models.unet import UNet
 from core.models.vae import AutoencoderKL
+from core.weights.formats import OVER
 
 
 def _half(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -25,10 +26,13 @@ def _half(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     }
 
 
-def _save(tensors: dict[str, Tensor], path: Path, config: ModelConfig) -> None:
+def _save(tensors: dict[str, Tensor], path: Path, config: ModelConfig, over: Path | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"format": "controlnet-suite", "config": OmegaConf.to_yaml(config)})
+    metadata = {"format": "controlnet-suite", "config": OmegaConf.to_yaml(config)}
+    if over is not None:
+        metadata[OVER] = over.name
+    save_file(tensors, partial, metadata=metadata)
     os.replace(partial, path)
 
 
@@ -40,9 +44,16 @@ def export_base(config: ModelConfig, unet: UNet, vae: AutoencoderKL, text: TextE
     _save(tensors, path, config)
 
 
-def export_control(config: ModelConfig, net: ControlNet, path: Path) -> None:
-    """Write one control-only file, without prefix."""
-    _save(_half(net.state_dict(), ""), path, config)
+def export_control(config: ModelConfig, net: ControlNet, path: Path, over: Path | None = None) -> None:
+    """Write one control-only file, without prefix.
+
+    With ``over`` it holds only what differs from that file, which has to lie beside it.
+    """
+    tensors = _half(net.state_dict(), "")
+    if over is not None:
+        below = load_file(over)
+        tensors = {key: value for key, value in tensors.items() if not torch.equal(value, below[key])}
+    _save(tensors, path, config, over)
 
 
 def load_average(module: torch.nn.Module, checkpoint: Path, prefix: str = "") -> None:

@@ -30,7 +30,7 @@ from core.weights.convert import (
     prefixed,
     text_sources,
 )
-from core.weights.formats import TensorFile, TensorInfo, open_tensors
+from core.weights.formats import TensorFile, TensorInfo, open_layers, open_tensors
 from core.weights.recognise import CheckpointInfo, recognise
 
 log = logging.getLogger(__name__)
@@ -96,12 +96,13 @@ def load_control(
 ) -> ControlNet:
     """Load a ControlNet from a full, control-only, diffusers-layout or difference file.
 
-    ``unet`` is the base model's, to which a difference file adds; the other kinds do not need it.
+    ``unet`` is the base model's, to which a difference file adds; the other kinds do not need it. A file
+    that holds only what differs from another ControlNet names that in its metadata.
 
     Raises:
         CheckpointMismatch: the file holds no such ControlNet; names it, what it seems to be, and keys.
     """
-    file = open_tensors(path)
+    file = open_layers(path)
     with torch.device("meta"):
         net = ControlNet(config.unet, config.control)
     plan = plan_control(config, net, file.tensors)

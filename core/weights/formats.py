@@ -17,6 +17,7 @@ from torch import Tensor
 from core.errors import CheckpointMismatch
 
 WINDOW_BYTES = 16 * 2**20  # so much of a file may stay mapped; what was read is resident until then
+OVER = "over"  # in the metadata: the file, in the same folder, whose other tensors count too
 HEADER_LIMIT = 100_000_000  # bytes; the longest header that the safetensors format allows
 DTYPES = {
     "F64": torch.float64,
@@ -146,6 +147,41 @@ def unwrap(loaded: object) -> dict[str, object]:
     while isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]
     return {str(key): value for key, value in loaded.items()} if isinstance(loaded, Mapping) else {}
+
+
+class LayeredFile(TensorFile):
+    """A file that holds only what differs from another one, together with that other one."""
+
+    def __init__(self, upper: TensorFile, lower: TensorFile) -> None:
+        """Let the tensors of ``upper`` hide those of ``lower`` of the same name."""
+        self.path, self.upper, self.lower = upper.path, upper, lower
+        self.tensors = {**lower.tensors, **upper.tensors}
+        self.metadata, self.other_keys = upper.metadata, upper.other_keys
+
+    def read(self, key: str, room_bytes: int = 0) -> Tensor:
+        """Return a tensor as stored, from whichever file counts."""
+        return (self.upper if key in self.upper.tensors else self.lower).read(key, room_bytes)
+
+    def _open(self) -> None:
+        raise NotImplementedError  # both files are open already
+
+    def _get(self, key: str) -> Tensor:
+        raise NotImplementedError
+
+
+def open_layers(path: Path) -> TensorFile:
+    """Open a checkpoint and, where its metadata names one under "over", the file beside it that it lies over.
+
+    Raises:
+        CheckpointMismatch: as ``open_tensors``, for either file.
+    """
+    file = open_tensors(path)
+    below = file.metadata.get(OVER)
+    if below is None:
+        return file
+    if Path(below).name != below or below == path.name:
+        raise CheckpointMismatch(f"{path}: says that it lies over {below!r}. Give a file beside it instead.")
+    return LayeredFile(file, open_tensors(path.parent / below))
 
 
 def open_tensors(path: Path) -> TensorFile:

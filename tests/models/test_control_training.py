@@ -95,7 +95,7 @@ def test_one_optimiser_step_moves_the_parameters_as_the_originals(unlocked: bool
         delta = parameter.detach() - old
         delta = delta.flatten() if delta.shape == golden.shape else sampled(delta)
         # A first step is about as long as the learning rate; its bits are those of the parameters, about 1.
-        assert (delta - golden.flatten()).abs().max() < 0.02 * LEARNING_RATE
+        assert (delta - golden.flatten()).abs().max() < 0.05 * LEARNING_RATE
 
 
 def test_a_locked_base_gets_no_gradients_and_the_whole_copy_does() -> None:

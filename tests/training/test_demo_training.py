@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -16,12 +17,19 @@ from core.models.controlnet import ControlNet
 from core.models.unet import UNet
 from core.models.vae import AutoencoderKL
 from core.training.base import UNKNOWN_WORD, Denoiser, kept_token_ids, load_text, vary_caption
-from core.training.control import ControlBatch, canny_hint, control_prediction, train_control
+from core.training.control import (
+    ControlBatch,
+    SceneControlBatches,
+    control_prediction,
+    train_control,
+    trained_over,
+)
 from core.training.data import LatentScenes, Scenes, cache_latents, to_tensor
 from core.training.demo import load_vae
 from core.training.diffusion import DiffusionLoss, draw
 from core.training.evaluate import edge_f1, named_color
 from core.training.export import export_base, export_control
+from core.training.hints import CachedHints, canny_hint, photographed
 from core.training.loop import LoopConfig
 from core.training.start import begin_with, load_start, unpack
 from core.training.toyworld.captions import ADDED_PROMPT, NEGATIVE_PROMPT
@@ -195,7 +203,7 @@ def test_canny_hints_are_edges_of_the_picture() -> None:
     image = np.full((64, 64, 3), 30, np.uint8)
     image[16:48, 16:48] = 220
     hint = canny_hint(image, random.Random(0))
-    assert hint.shape == (64, 64, 3) and set(np.unique(hint)) == {0, 255}
+    assert hint.shape == (64, 64) and set(np.unique(hint)) == {0, 255}
     assert not hint[20:44, 20:44].any() and not hint[:12].any()
 
 
@@ -236,3 +244,57 @@ def test_training_goes_on_from_exported_files(tmp_path: Path) -> None:
     net = train_control(config, model.unet, never, loop, batch_size=1)
     canny = load_file(shipped / "canny.safetensors")
     assert all(torch.equal(value.half(), canny[key]) for key, value in net.state_dict().items())
+
+
+def test_a_control_over_another_keeps_its_trunk_and_ships_the_rest(
+    tmp_path: Path, config: ModelConfig
+) -> None:
+    torch.manual_seed(0)
+    unet = UNet(config.unet).requires_grad_(False)
+    torch.nn.init.normal_(unet.out[2].weight, std=0.1)  # zero in a fresh one, which nothing could move
+    trunk = ControlNet.from_unet(unet, config.control)
+    export_control(config, trunk, tmp_path / "canny.safetensors")
+    begin_with(tmp_path / "canny.safetensors", tmp_path / "run")
+
+    def batch(generator: torch.Generator) -> ControlBatch:
+        size = (2, config.unet.in_channels, 8, 8)
+        context = torch.randn(2, 7, config.unet.context_dim, generator=generator)
+        hint = torch.rand(2, 3, 64, 64, generator=generator)
+        return ControlBatch(torch.randn(size, generator=generator), context, hint)
+
+    loop = LoopConfig(output=tmp_path / "run", steps=2, warmup=1)
+    net = train_control(config, unet, batch, loop, batch_size=2, over=True)
+    before = load_file(tmp_path / "canny.safetensors")
+    changed = {k for k, v in net.state_dict().items() if not torch.equal(v.half(), before[k])}
+    assert changed and all(trained_over(net, name) for name in changed)
+    export_control(config, net, tmp_path / "depth.safetensors", tmp_path / "canny.safetensors")
+    assert set(load_file(tmp_path / "depth.safetensors")) == changed
+    cpu = torch.device("cpu")
+    loaded = load_control(config, tmp_path / "depth.safetensors", device=cpu, dtype=torch.float32)
+    for key, value in net.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value.half().float()), key
+
+
+def test_cached_hints_lie_over_their_latents(tmp_path: Path, config: ModelConfig) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", pictures)
+    (tmp_path / "captions.json").write_text('["a", "b", "c", "d", "e", "f"]')
+    np.save(tmp_path / "latents.npy", pictures[:, ::8, ::8].transpose(0, 3, 1, 2).astype(np.float16))
+    which = [1, 3, 4]
+    np.save(tmp_path / "hints_hed.npy", pictures[which][:, :, :, 0])
+    (tmp_path / "hints_hed.json").write_text("[1, 3, 4]")
+    assert len(CachedHints.open(tmp_path, "hed").hints) == 3
+    batches = SceneControlBatches(tmp_path, Denoiser(config).text, "hed", 8, crop=32)
+    batch = batches(torch.Generator().manual_seed(1))
+    assert batch.hint.shape == (8, 3, 32, 32) and batch.x_0.shape == (8, 3, 4, 4)
+    assert torch.allclose(batch.hint[:, 0, ::8, ::8] * 255, batch.x_0[:, 0], atol=0.2)
+
+
+def test_a_photographed_picture_is_still_the_same_picture() -> None:
+    picture = cv2.resize(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8), (64, 64))
+    seen = [photographed(picture, random.Random(seed)) for seed in range(20)]
+    assert any(np.array_equal(one, picture) for one in seen)
+    assert any(not np.array_equal(one, picture) for one in seen)
+    for one in seen:
+        assert one.shape == picture.shape and one.dtype == np.uint8
+        assert np.corrcoef(one.ravel(), picture.ravel())[0, 1] > 0.9

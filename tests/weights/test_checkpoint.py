@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from core.errors import CheckpointMismatch
 from core.weights.checkpoint import BaseNetworks, load_base, load_control
@@ -252,3 +253,22 @@ def test_what_trainers_left_in_published_pickles_is_stepped_over(
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)  # as it stands, the file is refused
     assert_base(load_base(nets15.config, path, device=CPU, dtype=FP32), nets15)
+
+
+def test_a_file_over_another_takes_what_it_lacks_from_there(nets15: Networks, tmp_path: Path) -> None:
+    state = nets15.control.state_dict()
+    write(tmp_path / "under.safetensors", {key: value.clone() for key, value in state.items()})
+    part = {"zero_convs.0.0.bias": torch.full_like(state["zero_convs.0.0.bias"], 7.0)}
+    save_file(part, tmp_path / "over.safetensors", {"over": "under.safetensors"})
+    got = load_control(nets15.config, tmp_path / "over.safetensors", device=CPU, dtype=FP32).state_dict()
+    assert (got.pop("zero_convs.0.0.bias") == 7.0).all()
+    assert all(torch.equal(value, state[key]) for key, value in got.items())
+
+
+@pytest.mark.parametrize("below", ["../under.safetensors", "over.safetensors", "absent.safetensors"])
+def test_a_file_over_one_that_is_not_beside_it_is_refused(
+    nets15: Networks, tmp_path: Path, below: str
+) -> None:
+    save_file({"zero_convs.0.0.bias": torch.zeros(1)}, tmp_path / "over.safetensors", {"over": below})
+    with pytest.raises(CheckpointMismatch, match="Give a"):
+        load_control(nets15.config, tmp_path / "over.safetensors", device=CPU, dtype=FP32)

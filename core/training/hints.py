@@ -1,0 +1,194 @@
+"""Hints of toy-world scenes: what the apps' own detectors find in them, or what is known of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from core.training.data import Scenes
+from core.training.toyworld.scene import Scene, make_scene
+from core.training.toyworld.sprites import SpriteLibrary
+
+Image = NDArray[np.uint8]
+DETECT_AT = (256, 256, 256, 512)  # px; the demo model's own size mostly, and the detectors' default
+
+
+def photographed(image: Image, rng: random.Random) -> Image:
+    """Return ``image`` (H, W, 3) as a camera might have seen it: blurred, brighter or darker, noisy, JPEG."""
+    if rng.random() < 0.5:
+        return image
+    out = image.astype(np.float32)
+    if rng.random() < 0.4:
+        out = cv2.GaussianBlur(out, (0, 0), rng.uniform(0.4, 1.3))
+    out = (out - 127.5) * rng.uniform(0.8, 1.15) + 127.5 + rng.uniform(-20, 20)
+    if rng.random() < 0.5:
+        noise = np.random.default_rng(rng.getrandbits(32)).standard_normal(image.shape, np.float32)
+        out += noise * rng.uniform(1, 8)
+    seen = np.clip(out, 0, 255).astype(np.uint8)
+    if rng.random() < 0.5:
+        _, coded = cv2.imencode(".jpg", seen, [cv2.IMWRITE_JPEG_QUALITY, rng.randint(40, 95)])
+        seen = cv2.imdecode(coded, cv2.IMREAD_COLOR).astype(np.uint8)
+    return seen
+
+
+def canny_hint(image: Image, rng: random.Random) -> Image:
+    """Return the edges (H, W) uint8 of ``image`` (H, W, 3), between the thresholds that people choose."""
+    low = rng.uniform(40, 130)
+    return np.asarray(cv2.Canny(image, low, low * rng.uniform(1.6, 2.4)), np.uint8)
+
+
+def _detected(name: str, image: Image, rng: random.Random, **params: float) -> Image:
+    import annotators
+
+    made = annotators.load(name)(image, size=image.shape[:2], resolution=rng.choice(DETECT_AT), **params)
+    return made.hint
+
+
+def _grey(hint: Image) -> Image:
+    return np.ascontiguousarray(hint[:, :, 0])
+
+
+def hed_hint(scene: Scene, rng: random.Random) -> Image:
+    """Return the soft edges (H, W) that HED finds."""
+    return _grey(_detected("hed", photographed(scene.image, rng), rng))
+
+
+def scribble_hint(scene: Scene, rng: random.Random) -> Image:
+    """Return strokes (H, W): mostly the fake scribble of HED's edges, at times thinner ones."""
+    strokes = _grey(_detected("fake_scribble", photographed(scene.image, rng), rng))
+    if rng.random() < 0.3:
+        strokes = cv2.erode(strokes, np.ones((3, 3), np.uint8))
+    return np.asarray(strokes, np.uint8)
+
+
+def mlsd_hint(scene: Scene, rng: random.Random) -> Image:
+    """Return the straight lines (H, W) that M-LSD finds."""
+    values = {"value_threshold": rng.uniform(0.05, 0.15), "distance_threshold": rng.uniform(0.1, 3.0)}
+    return _grey(_detected("mlsd", photographed(scene.image, rng), rng, **values))
+
+
+def depth_hint(scene: Scene, rng: random.Random) -> Image:
+    """Return the true depth (H, W), light is near, scaled to all of 0 to 255 as the depth app does."""
+    depth = scene.truth.depth
+    low, high = float(depth.min()), float(depth.max())
+    return ((depth - low) / max(high - low, 1e-6) * 255).astype(np.uint8)
+
+
+def normal_hint(scene: Scene, rng: random.Random) -> Image:
+    """Return the true normals (H, W, 3) in the channel order of ControlNet 1.0."""
+    from annotators.normal import normals_from_depth
+
+    normals = normals_from_depth(scene.truth.depth, rng.choice((0.4, 0.4, 0.2)))
+    return np.ascontiguousarray(normals[:, :, ::-1])
+
+
+def seg_hint(scene: Scene, rng: random.Random) -> Image:
+    """Return the true classes (H, W, 3) in ADE20K's colours."""
+    from annotators.ade20k import PALETTE
+
+    return np.asarray(PALETTE[scene.truth.segmentation], np.uint8)
+
+
+def openpose_hint(scene: Scene, rng: random.Random) -> Image:
+    """Return the skeletons (H, W, 3) of the people in the scene."""
+    from core.training.skeletons import draw_people
+
+    return draw_people(scene)
+
+
+HINT_MAKERS: dict[str, Callable[[Scene, random.Random], Image]] = {
+    "hed": hed_hint,
+    "scribble": scribble_hint,
+    "mlsd": mlsd_hint,
+    "depth": depth_hint,
+    "normal": normal_hint,
+    "seg": seg_hint,
+    "openpose": openpose_hint,
+}
+CONTROLS = ("canny", *HINT_MAKERS)
+NEEDS_TRUTH = {"depth", "normal", "seg", "openpose"}
+
+
+def _hint_chunk(seeds: list[int], control: str, sprites: Path, size: int) -> Image:
+    if control not in NEEDS_TRUTH:
+        import torch
+
+        torch.set_num_threads(1)
+    library = SpriteLibrary.load(sprites)
+    make = HINT_MAKERS[control]
+    scenes = (make_scene(seed, library, size, truth=control in NEEDS_TRUTH) for seed in seeds)
+    return np.stack([make(scene, random.Random(scene.seed)) for scene in scenes])
+
+
+def select(data: Path, control: str, count: int) -> list[int]:
+    """Return the indices of the first ``count`` scenes that the control can learn from.
+
+    The pose control learns from scenes with people; one in eight shows none, and its map is black.
+    """
+    captions = Scenes.open(data).captions
+    if control != "openpose":
+        return list(range(min(count, len(captions))))
+    people = json.loads((data / "people.json").read_text())
+    return [i for i, n in enumerate(people) if n or i % 8 == 0][:count]
+
+
+def cache_hints(data: Path, control: str, sprites: Path, *, count: int, workers: int = 2) -> None:
+    """Write hints_CONTROL.npy (n, H, W[, 3]) uint8 and hints_CONTROL.json, the indices of their scenes.
+
+    The scenes' seeds must be their indices, as ``render`` makes them by default.
+    """
+    if control not in HINT_MAKERS:
+        raise ValueError(f"control is {control!r}: give one of {', '.join(HINT_MAKERS)}.")
+    size = Scenes.open(data).images.shape[1]
+    which = select(data, control, count)
+    chunks = [which[i : i + 64] for i in range(0, len(which), 64)]
+    partial_path = data / f"hints_{control}.partial.npy"
+    hints: NDArray[np.uint8] | None = None
+    done = 0
+    with ProcessPoolExecutor(workers) as pool:
+        work = pool.map(partial(_hint_chunk, control=control, sprites=sprites, size=size), chunks)
+        for made in tqdm(work, total=len(chunks), desc=f"hints {control}", mininterval=10):
+            if hints is None:
+                shape = (len(which), *made.shape[1:])
+                hints = np.lib.format.open_memmap(partial_path, mode="w+", dtype=np.uint8, shape=shape)
+            hints[done : done + len(made)] = made
+            done += len(made)
+    if hints is None:
+        raise ValueError(f"{data} holds no scene that the control {control!r} could learn from: render more.")
+    hints.flush()
+    (data / f"hints_{control}.json").write_text(json.dumps(which))
+    os.replace(partial_path, data / f"hints_{control}.npy")
+
+
+@dataclass(frozen=True, slots=True)
+class CachedHints:
+    """Hints (n, H, W[, 3]) uint8, mapped from disk, and the indices of the scenes they belong to."""
+
+    hints: Image
+    scenes: NDArray[np.int64]
+
+    @classmethod
+    def open(cls, data: Path, control: str) -> CachedHints:
+        """Open what ``cache_hints`` wrote.
+
+        Raises:
+            FileNotFoundError: with the command that makes the hints.
+        """
+        path = data / f"hints_{control}.npy"
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path} is not there. Run: python -m core.training hints --control {control} --data {data}"
+            )
+        which = json.loads((data / f"hints_{control}.json").read_text())
+        return cls(np.load(path, mmap_mode="r"), np.array(which, np.int64))
