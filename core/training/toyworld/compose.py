@@ -1,12 +1,29 @@
-"""Putting a sprite into a picture: shadow on the ground, waterline, premultiplied blending."""
+"""Putting a thing into a picture: shadow on the ground, waterline, premultiplied blending."""
 
+from typing import Protocol
+
+import cv2
 import numpy as np
 
 from .canvas import Canvas
-from .sprites import Sprite
 
 SHADOW = np.array([18, 14, 36], np.float32)
 FOAM = np.array([255, 255, 255], np.float32)
+
+
+class Drawable(Protocol):
+    """What can be put into a picture: a sprite, a person, a solid."""
+
+    @property
+    def aspect(self) -> float:
+        """Width over height."""
+
+    @property
+    def foot(self) -> tuple[float, float]:
+        """The left and right end of what touches the ground, as shares of the width."""
+
+    def at(self, width: int, height: int) -> np.ndarray:
+        """Return it at a size in pixels, (height, width, 4) uint8 premultiplied RGBA."""
 
 
 def _shadow(
@@ -24,16 +41,16 @@ def _shadow(
 
 
 def put(
-    canvas: Canvas, index_map: np.ndarray, sprite: Sprite, box: tuple[int, int, int, int], depth: int, *,
+    canvas: Canvas, index_map: np.ndarray, picture: Drawable, box: tuple[int, int, int, int], depth: int, *,
     flipped: bool, stand: str, tint: tuple[float, float, float], shadow: float,
 ) -> None:  # fmt: skip
-    """Blend a sprite into `canvas` and write `depth` into `index_map` where it hides what is behind.
+    """Blend a thing into `canvas` and write `depth` into `index_map` where it hides what is behind.
 
     Args:
         canvas: the picture, changed in place.
         index_map: (size, size) uint8, changed in place.
-        sprite: the picture of the thing.
-        box: left, top, width and height in pixels, all inside the picture.
+        picture: the thing.
+        box: left, top, width and height in pixels; what is outside the picture is cut off.
         depth: its number in the index map, from 1.
         flipped: mirror it.
         stand: ground (casts a shadow), air, or water (its lowest part is under the water).
@@ -41,22 +58,32 @@ def put(
         shadow: darkness of the shadow, 0 to 1.
     """
     x0, y0, width, height = box
-    foot = sprite.foot
-    cut = sprite.at(width, height)
+    foot = picture.foot
+    cut = picture.at(width, height)
     if flipped:
         cut, foot = cut[:, ::-1], (1 - foot[1], 1 - foot[0])
-    if stand == "ground":
+    if stand == "ground" and y0 + height <= canvas.size:
         _shadow(canvas, box, foot, shadow)
-    layer = cut.astype(np.float32)
     if stand == "water":
-        sunk = max(2, height // 9)
-        layer[-sunk:] *= np.linspace(1, 0, sunk, dtype=np.float32)[:, None, None]
-        middle = (x0 + width / 2) / canvas.size, (y0 + height * 0.95) / canvas.size
-        canvas.glow(middle, (width * 0.72 / canvas.size, height * 0.12 / canvas.size), SHADOW, 0.35)
-        canvas.glow(middle, (width * 0.60 / canvas.size, height * 0.07 / canvas.size), FOAM, 0.5)
-    layer[..., :3] *= np.array(tint, np.float32)
-    under = canvas.image[y0 : y0 + height, x0 : x0 + width]
-    blended = under * (1 - layer[..., 3:] * np.float32(1 / 255)) + layer[..., :3]
-    np.minimum(blended, 255, out=blended)
-    canvas.image[y0 : y0 + height, x0 : x0 + width] = blended + np.float32(0.5)
-    index_map[y0 : y0 + height, x0 : x0 + width][layer[..., 3] >= 128] = depth
+        cut = _sunk(canvas, cut, box)
+    left, top = max(x0, 0), max(y0, 0)
+    right, bottom = min(x0 + width, canvas.size), min(y0 + height, canvas.size)
+    cut = np.ascontiguousarray(cut[top - y0 : bottom - y0, left - x0 : right - x0])
+    lit = cv2.multiply(cut, (*tint, 1.0)) if tint != (1.0, 1.0, 1.0) else cut
+    alpha = cut[..., 3]
+    clear = cv2.merge([255 - alpha] * 3)
+    under = canvas.image[top:bottom, left:right]
+    kept = cv2.multiply(under, clear, scale=1 / 255)
+    canvas.image[top:bottom, left:right] = cv2.add(kept, cv2.cvtColor(lit, cv2.COLOR_RGBA2RGB))
+    index_map[top:bottom, left:right][alpha >= 128] = depth
+
+
+def _sunk(canvas: Canvas, cut: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+    """Put the lowest part of a thing under the water and foam around it; return the new (h, w, 4) uint8."""
+    x0, y0, width, height = box
+    layer, sunk = cut.astype(np.float32), max(2, height // 9)
+    layer[-sunk:] *= np.linspace(1, 0, sunk, dtype=np.float32)[:, None, None]
+    middle = (x0 + width / 2) / canvas.size, (y0 + height * 0.95) / canvas.size
+    canvas.glow(middle, (width * 0.72 / canvas.size, height * 0.12 / canvas.size), SHADOW, 0.35)
+    canvas.glow(middle, (width * 0.60 / canvas.size, height * 0.07 / canvas.size), FOAM, 0.5)
+    return np.asarray(layer, np.uint8)

@@ -8,6 +8,7 @@ from pathlib import Path
 PLACES = (
     "studio", "room", "table", "meadow", "beach", "snow", "desert", "night", "sunset", "street", "sea",
 )  # fmt: skip
+PEOPLE_PLACES = ("studio", "room", "meadow", "beach", "snow", "desert", "night", "sunset", "street")
 GROUPS = {
     "land": ("meadow", "beach", "snow", "desert", "night", "sunset", "street"),
     "indoor": ("room", "table"),
@@ -75,3 +76,18 @@ def all_objects() -> tuple[ObjectSpec, ...]:
     """Read objects.csv beside this file."""
     with (Path(__file__).parent / "objects.csv").open(newline="", encoding="utf-8") as lines:
         return tuple(_spec(row) for row in csv.DictReader(lines))
+
+
+def _figure(name: str, plural: str, category: str, size: float) -> ObjectSpec:
+    """Make the spec of something that is drawn, not a sprite."""
+    return ObjectSpec("", name, plural, category, size, frozenset(PEOPLE_PLACES), "ground", None, False)
+
+
+PEOPLE = (
+    _figure("man", "men", "person", 1.2), _figure("woman", "women", "person", 1.15),
+    _figure("boy", "boys", "person", 0.95), _figure("girl", "girls", "person", 0.95),
+)  # fmt: skip
+SOLIDS = (
+    _figure("cube", "cubes", "toy", 0.7), _figure("ball", "balls", "toy", 0.65),
+    _figure("cylinder", "cylinders", "toy", 0.75), _figure("cone", "cones", "toy", 0.75),
+)  # fmt: skip

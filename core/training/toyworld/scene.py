@@ -2,9 +2,7 @@
 
 import math
 import random
-import zlib
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -13,14 +11,39 @@ from .backgrounds import Background
 from .canvas import Canvas
 from .captions import caption
 from .compose import put
-from .objects import ObjectSpec
-from .palette import SHIFT_COLORS
+from .layout import Plan, draw_kind, is_held_out, make_plan
+from .mannequin import Mannequin
+from .objects import PEOPLE_PLACES
 from .places import PAINTERS, PLACE_WEIGHTS
 from .sprites import SpriteLibrary
 
 EVAL_SEED_BASE = 1_000_000_000
-FAINT = {"snow": ("white",), "night": ("black",)}  # colours that a place swallows
-PAINTABLE_WEIGHT = 1.8  # with it, about a third of all things are repainted
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """What is true of a person in a scene.
+
+    `pose` is a name of POSES and `pose_words` say it; `shirt` and `lower` are colour words, `garment` is what
+    the lower colour is on: trousers, shorts, a skirt, or a dress in the shirt's colour; `portrait` says that
+    the legs are outside the picture. `keypoints` is (18, 3) float32 in the order of KEYPOINTS: x and y in
+    pixels of the picture, and 1, or 0 where the point cannot be seen: outside, on the far side of the head,
+    or behind a nearer thing. A joint behind the person's own body counts as seen.
+    """
+
+    pose: str
+    pose_words: tuple[str, ...]
+    shirt: str
+    lower: str
+    garment: str
+    from_behind: bool
+    portrait: bool
+    keypoints: np.ndarray = field(compare=False)
+
+    @property
+    def colors(self) -> tuple[str, ...]:
+        """The colour words that are true of the clothes that can be seen."""
+        return (self.shirt,) if self.portrait and self.garment != "dress" else (self.shirt, self.lower)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +52,8 @@ class SceneObject:
 
     `color` is the word that is true of it or None; `box` is x0, y0, x1, y1 in pixels of the whole sprite,
     hidden parts included, right and bottom excluded; `foot` is the y in pixels where it meets its ground
-    (its lowest point if it flies); `depth` counts from 1 for the farthest; `stand` is ground, air or water.
+    (its lowest point if it flies); `depth` counts from 1 for the farthest; `stand` is ground, air or water;
+    `person` is None unless it is one.
     """
 
     name: str
@@ -42,6 +66,12 @@ class SceneObject:
     depth: int
     stand: str
     flipped: bool
+    person: Person | None = None
+
+    @property
+    def keypoints(self) -> np.ndarray | None:
+        """The 18 key points of a person, (18, 3) float32 as Person has them, or None."""
+        return None if self.person is None else self.person.keypoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,143 +95,10 @@ class Scene:
     place_colors: tuple[str, ...]
     held_out: bool
 
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """A thing before it is painted; lengths are shares of the side, `x` is its middle."""
-
-    spec: ObjectSpec
-    color: str | None
-    height: float
-    width: float
-    x: float
-    foot: float
-    flying: bool
-
-
-@cache
-def is_held_out(name: str, context: str) -> bool:
-    """Say whether a thing in a place or in a painted colour is kept from training (one in sixteen)."""
-    return zlib.crc32(f"{name}|{context}".encode()) % 16 == 0
-
-
-def _pick(
-    library: SpriteLibrary, place: Background, rng: random.Random, novel: bool
-) -> tuple[ObjectSpec, str | None]:
-    """Choose a thing that fits a place, and a new paint for it or None.
-
-    `novel` asks for combinations that training never shows, where there are any; else there are none of them.
-    """
-    fitting = library.fitting[place.place]
-    fitting = tuple(s for s in fitting if is_held_out(s.name, place.place) == novel) or fitting
-    avoid = place.colors if place.place == "studio" else FAINT.get(place.place, ())  # red on red is lost
-    clear = [s for s in fitting if s.color is None or s.color not in avoid] or list(fitting)
-    # What fits few places would else be rare: the model must learn every noun.
-    weights = [(PAINTABLE_WEIGHT if s.shift else 1.0) / len(s.places) for s in clear]
-    spec = rng.choices(clear, weights)[0]
-    if not spec.shift or rng.random() < 0.25:
-        return spec, None
-    words = [w for w in SHIFT_COLORS if w != spec.color and w not in avoid]
-    words = [w for w in words if novel or not is_held_out(spec.name, w)]
-    return spec, rng.choice(words)
-
-
-def _plan_one(
-    spec: ObjectSpec,
-    color: str | None,
-    library: SpriteLibrary,
-    place: Background,
-    rng: random.Random,
-    large: bool,
-) -> _Plan:
-    """Place a single thing, large or small."""
-    height = rng.uniform(0.40, 0.75) if large else rng.uniform(0.2, 0.4) * min(1.2, spec.size + 0.2)
-    aspect = library.sprite(spec.name).aspect
-    height = min(height, 0.9 / aspect)
-    width = height * aspect
-    flying = spec.stand == "air" and place.place not in ("studio", "table")
-    if flying:
-        foot = rng.uniform(height + 0.04, max(height + 0.05, min(0.9, place.horizon + 0.2)))
-    else:
-        low, high = place.stand
-        low = min(high, max(low, height + 0.04, high - 0.14 if large else low))
-        foot = rng.uniform(low, high)
-    margin = width / 2 + 0.02
-    x = rng.triangular(margin, 1 - margin, 0.5) if margin < 0.5 else 0.5
-    return _Plan(spec, color, height, width, x, foot, flying)
-
-
-def _plan_row(
-    chosen: list[tuple[ObjectSpec, str | None]], library: SpriteLibrary, place: Background, rng: random.Random
-) -> list[_Plan]:
-    """Place two or three things side by side, with sizes that suit each other."""
-    rng.shuffle(chosen)
-    count = len(chosen)
-    unit = rng.uniform(0.40, 0.58) if count == 2 else rng.uniform(0.32, 0.44)
-    largest = max(spec.size for spec, _ in chosen) ** 0.8
-    slot = 0.96 / count
-    plans = []
-    far, near = place.stand
-    for i, (spec, color) in enumerate(chosen):
-        flying = spec.stand == "air" and place.place not in ("studio", "table")
-        step = rng.uniform(0.25, 1.0)
-        height = unit * spec.size**0.8 / largest * (0.75 + 0.25 * step)
-        aspect = library.sprite(spec.name).aspect
-        height = min(height, slot * 1.02 / aspect)
-        width = height * aspect
-        foot = far + (near - far) * step
-        if flying:
-            foot = rng.uniform(height + 0.04, max(height + 0.06, place.horizon * 0.9))
-        play = max(0.0, (slot - width) / 2)
-        plans.append(
-            _Plan(
-                spec, color, height, width, 0.02 + slot * (i + 0.5) + rng.uniform(-play, play), foot, flying
-            )
-        )
-    return plans
-
-
-def _plan_depth(
-    chosen: list[tuple[ObjectSpec, str | None]], library: SpriteLibrary, place: Background, rng: random.Random
-) -> list[_Plan]:
-    """Place two things one before the other, the nearer hiding a part of the farther."""
-    (a, a_color), (b, b_color) = sorted(chosen, key=lambda pair: -pair[0].size)
-    far, near = place.stand
-    back_aspect, front_aspect = library.sprite(a.name).aspect, library.sprite(b.name).aspect
-    back = min(rng.uniform(0.46, 0.60), 0.62 / back_aspect)
-    front = min(back * rng.uniform(0.45, 0.65), 0.40 / front_aspect)
-    foot_back = max(far + 0.2 * (near - far), back + 0.04)
-    foot_front = max(near - rng.uniform(0.0, 0.02), foot_back + 0.13)
-    side = rng.choice((-1, 1))
-    x = 0.5 - side * rng.uniform(0.05, 0.12)
-    reach = back * back_aspect / 2
-    x_front = x + side * (reach * rng.uniform(0.55, 0.8))
-    plans = [
-        _Plan(a, a_color, back, back * back_aspect, x, min(foot_back, 0.84), False),
-        _Plan(b, b_color, front, front * front_aspect, x_front, min(foot_front, 0.97), False),
-    ]
-    return [replace(p, x=min(max(p.x, p.width / 2 + 0.01), 1 - p.width / 2 - 0.01)) for p in plans]
-
-
-def _plan(library: SpriteLibrary, place: Background, rng: random.Random, novel: bool) -> list[_Plan]:
-    """Choose the things of a scene and where they are."""
-    layout = rng.random()
-    if layout < 0.67:
-        return [_plan_one(*_pick(library, place, rng, novel), library, place, rng, large=layout < 0.55)]
-    if layout < 0.80:
-        return _plan_row([_pick(library, place, rng, novel)] * rng.choice((2, 2, 3)), library, place, rng)
-    chosen: list[tuple[ObjectSpec, str | None]] = []
-    for _ in range(8):
-        spec, color = _pick(library, place, rng, novel)
-        if all(spec.name != other.name for other, _ in chosen):
-            chosen.append((spec, color))
-    chosen = chosen[: 2 if layout < 0.94 else 3]
-    standing = [c for c in chosen if c[0].stand != "air"]
-    if layout < 0.87 and len(standing) == 2:
-        return _plan_depth(chosen, library, place, rng)
-    return _plan_row(chosen, library, place, rng) if len(chosen) > 1 else [
-        _plan_one(*chosen[0], library, place, rng, large=True)
-    ]  # fmt: skip
+    @property
+    def people(self) -> tuple[np.ndarray, ...]:
+        """The key points of all people, from the farthest to the nearest, each (18, 3) float32."""
+        return tuple(obj.person.keypoints for obj in self.objects if obj.person is not None)
 
 
 def make_scene(seed: int, library: SpriteLibrary, size: int = 256) -> Scene:
@@ -219,16 +116,22 @@ def make_scene(seed: int, library: SpriteLibrary, size: int = 256) -> Scene:
         raise ValueError(f"seed is {seed} (allowed: 0 and above), size is {size} (allowed: 32 and above)")
     rng = random.Random(seed)
     novel = seed >= EVAL_SEED_BASE and rng.random() < 0.25
+    kind = draw_kind(rng)
     places = [name for name in PAINTERS if library.fitting.get(name)]
+    if kind != "sprites":
+        places = [name for name in places if name in PEOPLE_PLACES] or places
     name = rng.choices(places, [PLACE_WEIGHTS[p] for p in places])[0]
     place = PAINTERS[name](rng, size)
-    plans = sorted(_plan(library, place, rng, novel), key=lambda p: (not p.flying, p.foot))
+    plans = sorted(make_plan(kind, library, place, rng, novel), key=lambda p: (not p.flying, p.foot))
     canvas = Canvas(size)
     canvas.image = place.image
     index_map = np.zeros((size, size), np.uint8)
     objects = []
     for depth, plan in enumerate(plans, start=1):
         objects.append(_paint(canvas, index_map, plan, depth, library, place, rng))
+    for obj in objects:
+        if obj.person is not None:
+            _hide(obj.person.keypoints, obj.depth, index_map)
     _light(canvas, rng)
     things = tuple(objects)
     new_phrasing = novel and rng.random() < 0.5
@@ -251,27 +154,51 @@ def _light(canvas: Canvas, rng: random.Random) -> None:
 
 
 def _paint(
-    canvas: Canvas, index_map: np.ndarray, plan: _Plan, depth: int, library: SpriteLibrary, place: Background,
+    canvas: Canvas, index_map: np.ndarray, plan: Plan, depth: int, library: SpriteLibrary, place: Background,
     rng: random.Random,
 ) -> SceneObject:  # fmt: skip
     """Put one planned thing and its shadow into the picture and say where it is."""
-    size = canvas.size
+    size, choice = canvas.size, plan.choice
     width, height = max(2, round(plan.width * size)), max(2, round(plan.height * size))
-    x0 = min(max(round(plan.x * size - width / 2), 0), size - width)
-    y0 = min(max(round(plan.foot * size) - height, 0), size - height)
-    flipped = rng.random() < 0.5
+    x0, y0 = round(plan.x * size - width / 2), round(plan.foot * size) - height
+    inside = plan.foot <= 1
+    if inside:
+        x0, y0 = min(max(x0, 0), max(size - width, 0)), min(max(y0, 0), max(size - height, 0))
+    person = None
+    if isinstance(choice.figure, Mannequin):
+        person = _person(choice.figure, (x0, y0, width, height), not inside)
+    flipped = rng.random() < 0.5 and choice.figure is None  # the key points know left from right
     stand = "air" if plan.flying else "water" if place.place == "sea" else "ground"
-    put(canvas, index_map, library.sprite(plan.spec.name, plan.color), (x0, y0, width, height), depth,
+    put(canvas, index_map, choice.picture(library), (x0, y0, width, height), depth,
         flipped=flipped, stand=stand, tint=place.tint, shadow=place.shadow)  # fmt: skip
     return SceneObject(
-        name=plan.spec.name,
-        plural=plan.spec.plural,
-        category=plan.spec.category,
-        color=plan.color or plan.spec.color,
-        repainted=plan.color is not None,
-        box=(x0, y0, x0 + width, y0 + height),
+        name=choice.spec.name,
+        plural=choice.spec.plural,
+        category=choice.spec.category,
+        color=choice.color or choice.spec.color,
+        repainted=choice.color is not None,
+        box=(max(x0, 0), max(y0, 0), min(x0 + width, size), min(y0 + height, size)),
         foot=float(y0 + height),
         depth=depth,
         stand=stand,
         flipped=flipped,
+        person=person,
     )
+
+
+def _person(figure: Mannequin, box: tuple[int, int, int, int], portrait: bool) -> Person:
+    """Describe a person whose drawing fills a box: left, top, width and height in pixels."""
+    points = figure.keypoints(*box[2:])
+    points[:, :2] += box[:2]
+    wear = figure.outfit
+    return Person(figure.pose.name, figure.pose.words, wear.shirt, wear.lower, wear.garment,
+                  figure.from_behind, portrait, points)  # fmt: skip
+
+
+def _hide(points: np.ndarray, depth: int, index_map: np.ndarray) -> None:
+    """Set the third column of key points, (18, 3), to 0 where something else is seen; in place."""
+    size = len(index_map)
+    columns, rows = np.floor(points[:, 0]).astype(int), np.floor(points[:, 1]).astype(int)
+    inside = (columns >= 0) & (columns < size) & (rows >= 0) & (rows < size)
+    seen = index_map[rows.clip(0, size - 1), columns.clip(0, size - 1)]
+    points[:, 2] *= inside & (seen == depth)

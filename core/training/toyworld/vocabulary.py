@@ -13,9 +13,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .captions import ADDED_PROMPT, HELD_OUT_OPENERS, NEGATIVE_PROMPT, NUMBERS, OPENERS, RELATIONS
-from .objects import all_objects, plural
+from .objects import PEOPLE, SOLIDS, all_objects, plural
 from .palette import PAINTS
 from .places import PAINTERS
+from .poses import POSES
 
 FOLDER = Path(__file__).parent
 PUNCTUATION = ",.:;!?'\"()[]-+/&"
@@ -60,9 +61,11 @@ def package_names(tarball: Path) -> list[str]:
 
 def caption_texts() -> Iterable[str]:
     """Return texts that hold every word which a caption can contain."""
-    for spec in all_objects():
+    for spec in (*all_objects(), *PEOPLE, *SOLIDS):
         yield f"{spec.name} {spec.plural} {spec.category}"
     yield " ".join((*PAINTS, *NUMBERS.values(), *RELATIONS, "a an and big cute next to each other flying"))
+    yield " ".join(word for pose in POSES for word in pose.words)
+    yield "shirt trousers shorts skirt dress in wearing a portrait of people together seen from behind"
     yield " ".join((*OPENERS, *HELD_OUT_OPENERS, NEGATIVE_PROMPT, ADDED_PROMPT)).replace("{}", "")
     for painter in PAINTERS.values():
         for seed in range(300):  # every choice of words many times over; the smallest picture will do
