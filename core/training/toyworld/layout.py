@@ -9,8 +9,9 @@ from functools import cache
 from .backgrounds import Background
 from .compose import Drawable
 from .mannequin import KINDS, Mannequin, make_mannequin
-from .objects import PEOPLE, ObjectSpec
+from .objects import PEOPLE, SOLIDS, ObjectSpec
 from .palette import SHIFT_COLORS
+from .solids import SOLID_COLORS, make_solid
 from .sprites import SpriteLibrary
 
 FAINT = {"snow": ("white",), "night": ("black",)}  # colours that a place swallows
@@ -91,6 +92,15 @@ def _pick_person(place: Background, rng: random.Random, novel: bool) -> Choice:
     fitting = [s for s in PEOPLE if is_held_out(s.name, place.place) == novel] or list(PEOPLE)
     spec = rng.choices(fitting, [KINDS[s.name] for s in fitting])[0]
     return Choice(spec, None, make_mannequin(rng, spec.name, _avoided(place)))
+
+
+def _pick_solid(place: Background, rng: random.Random, novel: bool) -> Choice:
+    """Choose a solid for a place, and its paint."""
+    fitting = [s for s in SOLIDS if is_held_out(s.name, place.place) == novel] or list(SOLIDS)
+    spec, avoid = rng.choice(fitting), _avoided(place)
+    words = [w for w in SOLID_COLORS if w not in avoid and (novel or not is_held_out(spec.name, w))]
+    word = rng.choice(words)
+    return Choice(spec, word, make_solid(spec.name, word, rng))
 
 
 def _plan_one(
@@ -181,6 +191,8 @@ def make_plan(
     """Choose the things of a scene and where they are; `kind` is what `draw_kind` chose."""
     if kind == "people":
         return _plan_people(library, place, rng, novel)
+    if kind == "solids":
+        return _plan_solids(library, place, rng, novel)
     layout = rng.random()
     if layout < 0.67:
         return [_plan_one(_pick(library, place, rng, novel), library, place, rng, large=layout < 0.55)]
@@ -214,3 +226,21 @@ def _plan_people(library: SpriteLibrary, place: Background, rng: random.Random, 
         return _plan_row([first, thing], library, place, rng)
     others = [_pick_person(place, rng, novel) for _ in range(1 if layout < 0.94 else 2)]
     return _plan_row([first, *others], library, place, rng)
+
+
+def _plan_solids(library: SpriteLibrary, place: Background, rng: random.Random, novel: bool) -> list[Plan]:
+    """Choose one to three solids, or one with a thing, and where they are."""
+    first, layout = _pick_solid(place, rng, novel), rng.random()
+    if layout < 0.5:
+        return [_plan_one(first, library, place, rng, large=True)]
+    if layout < 0.65:
+        return _plan_row([first, _pick(library, place, rng, novel)], library, place, rng)
+    others = [_pick_solid(place, rng, novel) for _ in range(rng.choice((1, 1, 2)))]
+    chosen = [first, *(other for other in others if other.spec.name != first.spec.name)]
+    if len(chosen) == 3 and chosen[1].spec.name == chosen[2].spec.name:
+        chosen.pop()
+    if len(chosen) == 1:
+        return [_plan_one(first, library, place, rng, large=True)]
+    if len(chosen) == 2 and layout > 0.85:
+        return _plan_depth(chosen, library, place, rng)
+    return _plan_row(chosen, library, place, rng)
