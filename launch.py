@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from apps import all_apps, find_apps
+from apps import ALL, App, all_pages, find_pages
 
 if TYPE_CHECKING:
     from apps.page.model import Model, Pipeline
@@ -21,6 +21,7 @@ DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 7860
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
     env = os.environ
+    names = [*(page.name for page in all_pages()), ALL]
     p = argparse.ArgumentParser(
         prog="launch.py", description="Draw pictures that follow the structure of yours, in the browser."
     )
@@ -29,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="The apps to open, as tabs when there are several; without it, all of them.",
+        help=f"What to open, as tabs when there are several: {', '.join(names)}. Without it, all.",
     )
     p.add_argument(
         "--model",
@@ -76,9 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cli = parser()
     args = cli.parse_args(arguments)
     if args.list:
-        for app in all_apps():
-            also = f"  (also {', '.join(app.aliases)})" if app.aliases else ""
-            print(f"{app.name:16} {app.title}{also}")
+        for page in all_pages():
+            also = f"  (also {', '.join(page.aliases)})" if page.aliases else ""
+            print(f"{page.name:20} {page.title}{also}")
         return 0
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio's own calls to itself
@@ -86,22 +87,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.auth and not (user and colon and password):
         cli.error("--auth takes USER:PASSWORD, with a colon between them.")
     try:
-        apps = find_apps(args.app) if args.app else all_apps()
-        model = _model(args, [app.control for app in apps])
+        pages = find_pages(args.app or [ALL])
+        controls = [page.control for page in pages if isinstance(page, App)]
+        model = _model(args, controls) if controls else None
+        _place_detectors(args)
     except ValueError as error:
         cli.error(str(error))
 
     from apps.ui import build, serve
 
-    page = build(apps, model)
+    blocks = build(pages, model)
     auth = (user, password) if args.auth else None
     try:
-        serve(page, host=args.host, port=args.port, share=args.share, auth=auth)
+        serve(blocks, host=args.host, port=args.port, share=args.share, auth=auth)
     except OSError as error:
         cli.exit(1, f"The page cannot be served at {args.host}:{args.port} ({error}): give another --port.\n")
-    model.start()  # after the page is up, so that it answers while the weights load
+    if model is not None:
+        model.start()  # after the page is up, so that it answers while the weights load
     with contextlib.suppress(KeyboardInterrupt):
-        page.block_thread()
+        blocks.block_thread()
     return 0
 
 
@@ -118,6 +122,14 @@ def _model(args: argparse.Namespace, controls: Sequence[str]) -> Model:
         return load_pipeline(name, device=args.device, dtype=args.dtype, low_vram=args.low_vram)
 
     return Model(name, title, resolution, load, cfg_scale)
+
+
+def _place_detectors(args: argparse.Namespace) -> None:
+    """Let the detectors compute where the model does. Left alone they choose for themselves, and later."""
+    if (args.device, args.dtype) != ("auto", "auto"):
+        from annotators import networks
+
+        networks.configure(device=args.device, dtype=args.dtype)
 
 
 if __name__ == "__main__":

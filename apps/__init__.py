@@ -7,40 +7,66 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
-from apps.spec import App
+import annotators
+from apps.spec import App, Page
 
-__all__ = ["App", "all_apps", "find_apps"]
+__all__ = ["ALL", "App", "Page", "all_apps", "all_pages", "find_apps", "find_pages"]
 
+ALL = "all"
 _DEFINES_APP = re.compile(r"^APP\b", re.MULTILINE)
+_PageT = TypeVar("_PageT", bound=Page)
 
 
 @cache
-def all_apps() -> tuple[App, ...]:
-    """Return every app, sorted by name; modules that define no ``APP`` are not imported."""
+def all_pages() -> tuple[Page, ...]:
+    """Return all that can be opened, in the tabs' order; modules without an ``APP`` are not imported."""
     modules = [
         path.stem
         for path in sorted(Path(__file__).parent.glob("*.py"))
         if _DEFINES_APP.search(path.read_text(encoding="utf-8"))
     ]
-    apps = [importlib.import_module(f"{__name__}.{module}").APP for module in modules]
-    return tuple(sorted(apps, key=lambda app: app.name))
+    pages = [importlib.import_module(f"{__name__}.{module}").APP for module in modules]
+    detectors = annotators.names()
+    there = [page for page in pages if not isinstance(page, App) or page.annotator in detectors]
+    return tuple(sorted(there, key=lambda page: (page.order, page.name)))
 
 
-def find_apps(names: Sequence[str]) -> tuple[App, ...]:
-    """Return the apps of these names or aliases, in this order, each once; case does not matter.
+def all_apps() -> tuple[App, ...]:
+    """Return the apps that draw, in the tabs' order."""
+    return tuple(page for page in all_pages() if isinstance(page, App))
+
+
+def find_pages(names: Sequence[str]) -> tuple[Page, ...]:
+    """Return what these names or aliases mean, in this order, each once; "all" means everything.
 
     Raises:
         ValueError: there is no such app; lists those there are.
     """
-    known = {_plain(word): app for app in all_apps() for word in (app.name, *app.aliases)}
-    found: dict[str, App] = {}
+    if ALL in map(_plain, names):
+        return all_pages()
+    return _find(names, all_pages())
+
+
+def find_apps(names: Sequence[str]) -> tuple[App, ...]:
+    """Return the drawing apps of these names or aliases, in this order, each once; case does not matter.
+
+    Raises:
+        ValueError: there is no such app; lists those there are.
+    """
+    return _find(names, all_apps())
+
+
+def _find(names: Sequence[str], among: Sequence[_PageT]) -> tuple[_PageT, ...]:
+    known = {_plain(word): page for page in among for word in (page.name, *page.aliases)}
+    found: dict[str, _PageT] = {}
     for name in names:
-        app = known.get(_plain(name))
-        if app is None:
-            names = ", ".join(app.name for app in all_apps())
-            raise ValueError(f"There is no app {name!r}: give one of {names}.")
-        found[app.name] = app
+        page = known.get(_plain(name))
+        if page is None:
+            listed = ", ".join([*(page.name for page in among), ALL])
+            raise ValueError(f"There is no app {name!r}: give one of {listed}.")
+        found[page.name] = page
     return tuple(found.values())
 
 

@@ -5,6 +5,8 @@ from apps.spec import App, Example
 APP = App(
     name="canny",
     title="Canny Edge Maps",
+    tab="Canny",
+    order=10,
     annotator="canny",
     control="canny",
     aliases=("canny2image", "gradio_canny2image", "edges"),

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 EXAMPLES_DIR = Path(__file__).resolve().parent.parent / "test_imgs"
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A picture in test_imgs/, by file name, and a prompt that goes with it."""
+    """A picture in test_imgs/, by file name, and a prompt that goes with it.
+
+    ``preprocessor`` is "none" for a picture that is a map already.
+    """
 
     image: str
     prompt: str
+    preprocessor: Literal["detect", "none"] = "detect"
 
     @property
     def path(self) -> Path:
@@ -21,23 +26,34 @@ class Example:
         return EXAMPLES_DIR / self.image
 
 
-@dataclass(frozen=True, slots=True)
-class App:
-    """One app: a detector and the ControlNet that was trained on its maps.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """What the command line and the tabs need to know.
 
     ``name`` is the endpoint's and the command line's name; ``aliases`` are other names for the latter.
-    ``title`` ends the heading "Control Stable Diffusion with ...". ``annotator`` is a module in annotators/,
-    ``control`` a ControlNet's name in the models' configs.
+    ``tab`` is the short title; tabs stand by ``order``.
     """
 
     name: str
     title: str
-    annotator: str
-    control: str
-    examples: tuple[Example, ...] = ()
+    tab: str
+    order: int
     aliases: tuple[str, ...] = ()
+    examples: tuple[Example, ...] = ()
 
     @property
     def present_examples(self) -> tuple[Example, ...]:
         """The examples whose picture is there."""
         return tuple(example for example in self.examples if example.path.is_file())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class App(Page):
+    """One app: a detector and the ControlNet that was trained on its maps.
+
+    ``title`` ends the heading "Control Stable Diffusion with ...". ``annotator`` is a module in annotators/,
+    ``control`` a ControlNet's name in the models' configs.
+    """
+
+    annotator: str
+    control: str

@@ -18,9 +18,10 @@ from apps.page.api import add_endpoint  # noqa: E402
 from apps.page.events import connect, share_inputs  # noqa: E402
 from apps.page.handlers import Handlers  # noqa: E402
 from apps.page.layout import Widgets, lay_out  # noqa: E402
-from apps.page.model import Model, Pipeline, explain_missing  # noqa: E402
+from apps.page.model import Model, Pipeline  # noqa: E402
+from apps.page.notices import about  # noqa: E402
 from apps.page.settings import declare  # noqa: E402
-from apps.spec import EXAMPLES_DIR, App  # noqa: E402
+from apps.spec import EXAMPLES_DIR, App, Page  # noqa: E402
 
 TITLE = "ControlNet"
 MAX_UPLOAD = "20mb"
@@ -28,44 +29,48 @@ MAX_WAITING = 20  # visitors in the queue; more are told to come back
 CLEAN_EVERY_SECONDS, KEEP_SECONDS = 3600, 24 * 3600
 
 
-def build(apps: Sequence[App], model: Model | Pipeline) -> gr.Blocks:
+def build(pages: Sequence[Page], model: Model | Pipeline | None) -> gr.Blocks:
     """Return the page: one app, or several as tabs, all drawing with ``model``.
 
-    ``model`` is a pipeline, or a Model that loads one when the page is up.
+    ``model`` is a pipeline, or a Model that loads one when the page is up; None will do where nothing draws.
     """
-    shared = model if isinstance(model, Model) else Model.ready(model)
+    shared = model if isinstance(model, Model) or model is None else Model.ready(model)
     with gr.Blocks(
         title=TITLE, analytics_enabled=False, delete_cache=(CLEAN_EVERY_SECONDS, KEEP_SECONDS)
-    ) as page:
+    ) as blocks:
         head = gr.HTML(
             look.header(shared), js_on_load=look.THEME_SWITCH, elem_classes="plain", elem_id="head"
         )
-        if len(apps) == 1:
-            widgets = [_add(apps[0], shared)]
+        if len(pages) == 1:
+            added = [_add(pages[0], shared)]
         else:
-            tabs, widgets = [], []
-            with gr.Tabs():
-                for app in apps:
-                    with gr.Tab(app.title, id=app.name) as tab:
-                        widgets.append(_add(app, shared))
+            tabs, added = [], []
+            with gr.Tabs(elem_classes="apps"):
+                for page in pages:
+                    with gr.Tab(page.tab, id=page.name) as tab:
+                        added.append(_add(page, shared))
                     tabs.append(tab)
-            share_inputs(tabs, widgets)
-        page.load(
-            _follow_loading(apps, shared),
-            None,
-            [head, *(w.notice for w in widgets)],
-            show_progress="hidden",
-            concurrency_limit=None,
-            api_visibility="private",
-        )
-    return page.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
+            share_inputs(tabs, [widgets.image for widgets in added])
+            share_inputs(tabs, [widgets.prompt for widgets in added])
+        drawn = {page: w.notice for page, w in zip(pages, added, strict=True) if isinstance(page, App)}
+        if shared is not None:
+            blocks.load(
+                _follow_loading(tuple(drawn), shared),
+                None,
+                [head, *drawn.values()],
+                show_progress="hidden",
+                concurrency_limit=None,
+                api_visibility="private",
+            )
+    return blocks.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
 
 
-def _add(app: App, model: Model) -> Widgets:
-    declared = declare(annotators.load(app.annotator), model.resolution, model.cfg_scale)
-    widgets = lay_out(app, declared)
-    handlers = Handlers(app, declared, model, Path(widgets.gallery.GRADIO_CACHE))
-    connect(app, widgets, handlers)
+def _add(page: Page, model: Model | None) -> Widgets:
+    assert isinstance(page, App) and model is not None
+    declared = declare(annotators.load(page.annotator), model.resolution, model.cfg_scale)
+    widgets = lay_out(page, declared)
+    handlers = Handlers(page, declared, model, Path(widgets.gallery.GRADIO_CACHE))
+    connect(page, widgets, handlers)
     add_endpoint(handlers)
     return widgets
 
@@ -79,8 +84,8 @@ def _follow_loading(apps: Sequence[App], model: Model) -> Any:
             yield [look.header(model), *(gr.skip() for _ in apps)]
         while not model.finished:
             await asyncio.sleep(0.2)
-        notes = [model.error or explain_missing(model.get(), app.control) for app in apps]
-        yield [look.header(model), *(gr.update(value=look.notice(n), visible=bool(n)) for n in notes)]
+        notes = [about(app, model) for app in apps]
+        yield [look.header(model), *(gr.update(value=note, visible=bool(note)) for note in notes)]
 
     return follow
 

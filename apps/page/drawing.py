@@ -17,7 +17,7 @@ import annotators
 from annotators.base import Annotation
 from apps.page.files import PictureFolder
 from apps.page.model import Model, explain_missing
-from apps.page.settings import DETECT, INVERTED_MAP, Settings
+from apps.page.settings import DETECT, INVERTED_MAP, READY_MAP, Settings
 from apps.spec import App
 from core.errors import WeightsMissing
 from core.images import fit_size, open_image, to_rgb
@@ -35,7 +35,8 @@ class Frame:
     """What there is to show now: the map and, after it, a preview or the finished pictures.
 
     ``step`` is 0 before the first step; ``seconds_left`` is None while unknown; ``result`` comes last;
-    ``note`` is a warning about the map, said once.
+    ``note`` is a warning about the map, said once; ``mendable`` tells that the map's usual change takes the
+    doubt away.
     """
 
     text: str
@@ -45,6 +46,7 @@ class Frame:
     seconds_left: float | None = None
     result: Result | None = field(default=None, compare=False)
     note: str = ""
+    mendable: bool = False
 
 
 def size_of(path: str | Path | None, resolution: int) -> tuple[int, int]:
@@ -77,7 +79,8 @@ def make_hint(app: App, path: str | Path | None, settings: Settings) -> Annotati
     size = fit_size(height, width, settings.resolution)
     annotator = annotators.load(app.annotator)
     if settings.preprocessor == DETECT:
-        return annotator(picture, size=size, resolution=settings.detect_resolution, **dict(settings.detector))
+        resolution = "auto" if settings.auto_resolution else settings.detect_resolution
+        return annotator(picture, size=size, resolution=resolution, **dict(settings.detector))
     return annotator.ready(picture, size=size, mend=settings.preprocessor == INVERTED_MAP)
 
 
@@ -114,7 +117,8 @@ def draw(
     annotation = make_hint(app, path, settings)
     request = make_request(app, annotation.hint, settings)
     shown = folder.save_map(annotation.preview, app, settings, request, model.name)
-    yield Frame("Map ready", (shown,), note=annotation.note)
+    mendable = settings.preprocessor == READY_MAP and _mending_helps(app, annotation)
+    yield Frame("Map ready", (shown,), note=annotation.note, mendable=mendable)
     while not model.wait(LOADING_SECONDS):
         yield Frame(f"Loading {model.title}", (shown,))
     pipeline = model.get()
@@ -123,6 +127,11 @@ def draw(
         raise WeightsMissing(missing)
     with closing(cast(Events, pipeline.sample(request))) as events:
         yield from _follow(events, shown, request, app, settings, folder)
+
+
+def _mending_helps(app: App, annotation: Annotation) -> bool:
+    kind = annotators.load(app.annotator).kind
+    return bool(kind.doubt(annotation.hint)) and not kind.doubt(kind.mend(annotation.hint))
 
 
 def _follow(

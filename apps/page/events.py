@@ -15,6 +15,7 @@ from apps.page.files import PictureFolder
 from apps.page.handlers import Handlers, told
 from apps.page.layout import Widgets
 from apps.page.restore import Restored, restore
+from apps.page.settings import INVERTED_MAP
 from apps.spec import App
 
 QUEUE = "gpu"  # all apps share it, since all share one model
@@ -32,13 +33,17 @@ STOPPING = f"() => {json.dumps(look.progress('Stopping', None))}"
 def connect(app: App, widgets: Widgets, handlers: Handlers) -> None:
     """Wire one app."""
     w = widgets
-    buttons = [w.run, w.cancel, w.status]
+    buttons = [w.run, w.cancel, w.status, w.mend]
     show = SHOW_RESULTS.replace("ID", f"{app.name}-status")
     start = _quietly(partial(gr.on, [w.run.click, w.prompt.submit], js=show), _busy, None, buttons)
     running = [_run_after(start, w, handlers)]
+    preprocessor = w.settings["preprocessor"]
+    first = [_quietly(w.mend.click, _mend, None, [preprocessor])]
     if w.examples is not None:
-        filled = _quietly(w.examples.click, _fill_from(app), [w.examples], [w.image, w.prompt])
-        running.append(_run_after(_quietly(partial(filled.then, js=show), _busy, None, buttons), w, handlers))
+        outputs = [w.image, w.prompt, preprocessor]
+        first.append(_quietly(w.examples.click, _fill_from(app), [w.examples], outputs))
+    for done in first:
+        running.append(_run_after(_quietly(partial(done.then, js=show), _busy, None, buttons), w, handlers))
     w.cancel.click(
         None, None, [w.status], js=STOPPING, cancels=running, show_progress="hidden", api_visibility="private"
     )
@@ -60,20 +65,21 @@ def connect(app: App, widgets: Widgets, handlers: Handlers) -> None:
     )
 
 
-def share_inputs(tabs: Sequence[gr.Tab], widgets: Sequence[Widgets]) -> None:
-    """Carry the image and the prompt along when another tab is opened; the browser does it alone."""
-    images = [w.image for w in widgets]
-    prompts = [w.prompt for w in widgets]
+def share_inputs(tabs: Sequence[gr.Tab], shared: Sequence[Component | None]) -> None:
+    """Carry a value along when another tab is opened; the browser does it alone.
+
+    ``shared`` are the components, one a tab, that hold the same thing; None where a tab has none.
+    """
+    there = [component for component in shared if component is not None]
     current = gr.Number(0, visible=False)
-    for index, tab in enumerate(tabs):
-        take = (
-            f"(...all) => {{ const from = all[all.length - 1], n = {len(widgets)};"
-            f" return [all[from], all[n + from], {index}]; }}"
-        )
+    for tab, component in zip(tabs, shared, strict=True):
+        if component is None:
+            continue
+        take = f"(...all) => [all[all[all.length - 1]], {there.index(component)}]"
         tab.select(
             None,
-            [*images, *prompts, current],
-            [images[index], prompts[index], current],
+            [*there, current],
+            [component, current],
             js=take,
             show_progress="hidden",
             api_visibility="private",
@@ -84,7 +90,7 @@ def _run_after(event: Any, w: Widgets, handlers: Handlers) -> Any:
     running = event.then(
         handlers.run,
         [w.image, w.prompt, w.randomize, *w.settings.values()],
-        [w.gallery, w.status, w.settings["seed"]],
+        [w.gallery, w.status, w.settings["seed"], w.mend],
         preprocess=False,
         show_progress="hidden",
         concurrency_id=QUEUE,
@@ -108,8 +114,13 @@ def _quietly(
     return listen(fn, inputs, outputs, queue=False, show_progress="hidden", api_visibility="private")
 
 
-def _busy() -> tuple[Any, Any, str]:
-    return gr.update(visible=False), gr.update(visible=True), look.progress("Waiting for its turn", None)
+def _busy() -> tuple[Any, Any, str, Any]:
+    hidden, shown = gr.update(visible=False), gr.update(visible=True)
+    return hidden, shown, look.progress("Waiting for its turn", None), hidden
+
+
+def _mend() -> str:
+    return INVERTED_MAP
 
 
 def _ended(status: str) -> tuple[Any, Any, Any]:
@@ -118,11 +129,12 @@ def _ended(status: str) -> tuple[Any, Any, Any]:
     return gr.update(visible=True), gr.update(visible=False), last_word
 
 
-def _fill_from(app: App) -> Callable[[int], tuple[str, str]]:
+def _fill_from(app: App) -> Callable[[int], tuple[str, str, str]]:
     examples = app.present_examples
 
-    def fill(index: int) -> tuple[str, str]:
-        return str(examples[index].path), examples[index].prompt
+    def fill(index: int) -> tuple[str, str, str]:
+        example = examples[index]
+        return str(example.path), example.prompt, example.preprocessor
 
     return fill
 

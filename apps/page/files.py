@@ -26,9 +26,15 @@ def stored_settings(app: App, settings: Settings) -> Mapping[str, Stored]:
         "added_prompt": settings.added_prompt,
         "resolution": settings.resolution,
         "preprocessor": settings.preprocessor,
-        **({} if settings.detect_resolution is None else {"detect_resolution": settings.detect_resolution}),
+        **_resolution(settings),
         **dict(settings.detector),
     }
+
+
+def _resolution(settings: Settings) -> Mapping[str, Stored]:
+    if settings.detect_resolution is None:
+        return {}
+    return {"detect_resolution": settings.detect_resolution, "auto_resolution": settings.auto_resolution}
 
 
 class PictureFolder:

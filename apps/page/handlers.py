@@ -66,8 +66,8 @@ class Handlers:
         settings = parse({"prompt": "" if prompt is None else prompt, **values}, self.declared)
         yield from draw(self.app, file_path(image), settings, self.model, PictureFolder(self.cache))
 
-    def run(self, image: Any, prompt: Any, randomize: Any, *values: Any) -> Iterator[tuple[Any, Any, Any]]:
-        """Yield the gallery, the status line and the seed, as they come."""
+    def run(self, image: Any, prompt: Any, randomize: Any, *values: Any) -> Iterator[tuple[Any, ...]]:
+        """Yield the gallery, the status line, the seed and the offer to mend the map, as they come."""
         named = dict(zip((s.name for s in self.declared), values, strict=True))
         if randomize:
             named["seed"] = -1
@@ -80,9 +80,10 @@ class Handlers:
                     gallery = gr.skip() if frame.files == shown else _items(frame)
                     shown = frame.files
                     seed = frame.result.request.seed if frame.result else gr.skip()
-                    yield gallery, _status(frame, self.model.title), seed
+                    offer = gr.update(visible=True) if frame.mendable else gr.skip()
+                    yield gallery, _status(frame, self.model.title), seed, offer
         except gr.Error as error:
-            yield gr.skip(), look.notice(error.message), gr.skip()
+            yield gr.skip(), look.notice(error.message), gr.skip(), gr.skip()
             raise
 
     def size(self, image: Any, resolution: Any) -> str:

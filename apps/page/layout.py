@@ -7,13 +7,15 @@ from dataclasses import dataclass
 import gradio as gr
 from gradio.components import Component
 
+import annotators
 from annotators.base import Checkbox, Slider
 from apps.page import look
 from apps.page.settings import PROMPT, Choice, Number, Setting, Text
 from apps.spec import App
 
 IMAGE_HEIGHT = 300
-PAIRS = {"start": "end", "steps": "sampler", "seed": "randomize"}  # shown side by side
+# Shown side by side.
+PAIRS = {"start": "end", "detect_resolution": "auto_resolution", "steps": "sampler", "seed": "randomize"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +33,14 @@ class Widgets:
     examples: gr.Dataset | None
     notice: gr.HTML
     status: gr.HTML
+    mend: gr.Button
     gallery: gr.Gallery
 
 
 def lay_out(app: App, declared: tuple[Setting, ...]) -> Widgets:
     """Draw one app inside the current Blocks context."""
     gr.Markdown(f"## Control Stable Diffusion with {app.title}", elem_classes="heading")
-    notice = gr.HTML(visible=False, elem_classes="plain")
+    notice = gr.HTML(visible=False, elem_classes="plain", elem_id=f"{app.name}-notice")
     with gr.Row(equal_height=False, elem_classes="work"):
         with gr.Column(scale=5, min_width=300, elem_classes="inputs"):
             image = gr.Image(
@@ -63,6 +66,9 @@ def lay_out(app: App, declared: tuple[Setting, ...]) -> Widgets:
             settings, randomize = _settings(app, declared)
         with gr.Column(scale=7, min_width=300, elem_classes="results"):
             status = gr.HTML(look.summary("Ready"), elem_classes="plain", elem_id=f"{app.name}-status")
+            mend = gr.Button(
+                f"Use it {_mended(app)}", size="sm", visible=False, elem_id=f"{app.name}-mend"
+            )
             gallery = gr.Gallery(
                 label="Output",
                 show_label=False,
@@ -83,8 +89,25 @@ def lay_out(app: App, declared: tuple[Setting, ...]) -> Widgets:
                 elem_classes="restore",
             )
     return Widgets(
-        image, prompt, run, cancel, size, settings, randomize, restore, examples, notice, status, gallery
+        image=image,
+        prompt=prompt,
+        run=run,
+        cancel=cancel,
+        size=size,
+        settings=settings,
+        randomize=randomize,
+        restore=restore,
+        examples=examples,
+        notice=notice,
+        status=status,
+        mend=mend,
+        gallery=gallery,
     )
+
+
+def _mended(app: App) -> str:
+    """Return what the change of the detector's kind of maps is called, such as "inverted"."""
+    return annotators.load(app.annotator).kind.mended.partition(":")[0].rpartition(" ")[2]
 
 
 def _settings(app: App, declared: tuple[Setting, ...]) -> tuple[dict[str, Component], gr.Checkbox]:

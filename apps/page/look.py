@@ -95,19 +95,23 @@ def theme() -> gr.themes.Base:
     )
 
 
-def header(model: Model) -> str:
+def header(model: Model | None) -> str:
     """Return the page's head: what this is, which model draws, and how to get the other one."""
-    state = "failed" if model.error else "ready" if model.finished else "loading"
-    word = {"failed": "not loaded", "ready": "ready", "loading": "loading"}[state]
-    badge = f'<span class="cn-badge {state}" role="status"><i></i>{escape(model.title)}<em>{word}</em></span>'
+    badge = _badge(model) if model else ""
     return (
         f'<div class="cn-head">{_MARK}<div class="cn-words"><h1>ControlNet</h1>'
         f"<p>Your picture&rsquo;s structure, your words, a new picture.</p></div>"
         f'<div class="cn-right">{badge}'
         '<button class="cn-theme-switch" type="button" aria-label="Switch between light and dark">'
         "&#9680;</button>"
-        f"</div>{_other_model(model)}</div>"
+        f"</div>{_other_model(model) if model else ''}</div>"
     )
+
+
+def _badge(model: Model) -> str:
+    state = "failed" if model.error else "ready" if model.finished else "loading"
+    word = {"failed": "not loaded", "ready": "ready", "loading": "loading"}[state]
+    return f'<span class="cn-badge {state}" role="status"><i></i>{escape(model.title)}<em>{word}</em></span>'
 
 
 def _other_model(model: Model) -> str:
@@ -121,9 +125,13 @@ def _other_model(model: Model) -> str:
     )
 
 
-def notice(text: str | None) -> str:
-    """Return a framed note, such as what is missing and how to get it; nothing without text."""
-    return f'<div class="cn-notice" role="alert">{escape(text)}</div>' if text else ""
+def notice(text: str | None, kind: str = "problem") -> str:
+    """Return a framed note, such as what is missing and how to get it; nothing without text.
+
+    ``kind`` is "problem", or "remark" for what needs no action.
+    """
+    role = "alert" if kind == "problem" else "note"
+    return f'<div class="cn-notice {kind}" role="{role}">{escape(text)}</div>' if text else ""
 
 
 def size_line(size: tuple[int, int] | None, problem: str | None = None) -> str:

@@ -92,6 +92,7 @@ class Choice:
 Setting: TypeAlias = Slider | Checkbox | Number | Text | Choice
 
 PROMPT = Text("prompt", "Prompt")
+AUTO = Checkbox("auto_resolution", "Auto", False, "Suits the output's size and the detector.")
 
 
 def declare(annotator: Annotator, resolution: int, cfg_scale: float = 9.0) -> tuple[Setting, ...]:
@@ -101,7 +102,7 @@ def declare(annotator: Annotator, resolution: int, cfg_scale: float = 9.0) -> tu
     """
     detector: tuple[Setting, ...] = annotator.params
     if annotator.resolution is not None:
-        detector = (replace(annotator.resolution, name="detect_resolution"), *detector)
+        detector = (replace(annotator.resolution, name="detect_resolution"), AUTO, *detector)
     return (
         Slider("num_samples", "Images", 1, MAX_SAMPLES, 1),
         Slider("resolution", "Image Resolution", 256, 768, min(max(resolution, 256), 768), 64),
@@ -132,7 +133,10 @@ def _preprocessor(annotator: Annotator) -> Choice:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything that a person set, checked; ``detector`` holds the detector's own values."""
+    """Everything that a person set, checked; ``detector`` holds the detector's own values.
+
+    ``detect_resolution`` is None for a detector that works at the output's size.
+    """
 
     prompt: str
     num_samples: int
@@ -151,6 +155,7 @@ class Settings:
     eta: float
     added_prompt: str
     negative_prompt: str
+    auto_resolution: bool = False
 
     @property
     def full_prompt(self) -> str:
@@ -173,5 +178,5 @@ def parse(values: Mapping[str, Any], declared: Sequence[Setting]) -> Settings:
         checked["seed"] = secrets.randbelow(MAX_SEED - MAX_SAMPLES)
     names = {f for f in Settings.__dataclass_fields__ if f in checked}
     own = tuple((name, value) for name, value in checked.items() if name not in names)
-    checked.setdefault("detect_resolution", None)
-    return Settings(**{name: checked[name] for name in names | {"detect_resolution"}}, detector=own)
+    known: dict[str, Any] = {"detect_resolution": None, **{name: checked[name] for name in names}}
+    return Settings(**known, detector=own)

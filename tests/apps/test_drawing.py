@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import threading
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 import annotators
+from annotators.maps import LINES
 from apps import find_apps
 from apps.page import drawing
 from apps.page.drawing import draw, make_hint, size_of
@@ -211,3 +213,31 @@ def test_every_file_carries_the_settings(photo: Path, folder: PictureFolder) -> 
     for one in stored:
         assert (one.seed, one.model, one.num_samples) == (7, "demo", 2)
         assert one.settings["app"] == "canny" and one.settings["low_threshold"] == 100
+
+
+@pytest.mark.parametrize(
+    ("ground", "kind", "offered"), [(255, "none", True), (0, "none", False), (255, "invert", False)]
+)
+def test_mending_is_offered_just_where_it_takes_the_doubt_away(
+    tmp_path: Path, folder: PictureFolder, ground: int, kind: str, offered: bool
+) -> None:
+    lines = np.full((256, 256, 3), ground, np.uint8)
+    lines[100:104] = 255 - ground
+    Image.fromarray(lines).save(tmp_path / "map.png")
+    frames = draw(
+        CANNY, tmp_path / "map.png", settings(preprocessor=kind), Model.ready(FakePipeline()), folder
+    )
+    assert [frame.mendable for frame in frames].count(True) == int(offered)
+
+
+def test_mending_is_not_offered_for_a_doubt_that_it_would_not_take_away(
+    tmp_path: Path, folder: PictureFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = dataclasses.replace(LINES, doubt=lambda given: "Strange.")
+    monkeypatch.setattr(type(annotators.load("canny")), "kind", kind)
+    scene().save(tmp_path / "map.png")
+    frames = draw(
+        CANNY, tmp_path / "map.png", settings(preprocessor="none"), Model.ready(FakePipeline()), folder
+    )
+    first = next(frames)
+    assert first.note == "Strange." and not first.mendable

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 import launch
+from apps import all_pages
 from apps.page import model as models
 
 
@@ -30,13 +31,14 @@ def test_host_and_port_come_from_the_environment(monkeypatch: pytest.MonkeyPatch
 
 def test_list_prints_the_apps(capsys: pytest.CaptureFixture[str]) -> None:
     assert launch.main(["--list"]) == 0
-    assert "canny" in capsys.readouterr().out
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert listed == [page.name for page in all_pages()]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--app", "cany"], "give one of canny"),
+        (["--app", "cany"], "give one of canny, mlsd, hed"),
         (["--auth", "nocolon"], "USER:PASSWORD"),
         (["--auth", "user:"], "USER:PASSWORD"),
         (["--model", "sd16"], "no such model"),
@@ -100,3 +102,14 @@ def test_arguments_reach_the_page_and_the_pipeline(monkeypatch: pytest.MonkeyPat
     assert seen["apps"] == ["canny"] and seen["blocked"]
     assert seen["load"] == ("demo", "cpu", "float32", True)
     assert seen["serve"] == {"host": "0.0.0.0", "port": 8001, "share": False, "auth": ("ann", "se:cret")}
+
+
+def test_detectors_compute_where_the_model_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    from annotators import networks
+
+    placed: list[dict[str, Any]] = []
+    monkeypatch.setattr(networks, "configure", lambda **options: placed.append(options))
+    launch._place_detectors(launch.parser().parse_args([]))
+    assert placed == []  # asking would import torch before the page is up
+    launch._place_detectors(launch.parser().parse_args(["--device", "cpu"]))
+    assert placed == [{"device": "cpu", "dtype": "auto"}]

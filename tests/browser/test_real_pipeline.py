@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apps import all_apps
+from apps import find_apps
 from core import ControlNetPipeline, load_pipeline
 from core.images import to_rgb
 from core.metadata import read_request
@@ -29,7 +29,7 @@ def real() -> ControlNetPipeline:
 
 @pytest.fixture(scope="module")
 def real_url(real: ControlNetPipeline, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with served(all_apps(), real, tmp_path_factory.mktemp("served")) as address:
+    with served(find_apps(["canny"]), real, tmp_path_factory.mktemp("served")) as address:
         yield address
 
 

@@ -1,0 +1,20 @@
+"""Normals: the picture keeps which way every surface faces."""
+
+from apps.spec import App, Example
+
+APP = App(
+    name="normal",
+    title="Normal Maps",
+    tab="Normal",
+    order=100,
+    annotator="normal",
+    control="normal",
+    aliases=("normal2image", "gradio_normal2image"),
+    examples=(
+        Example("normal_toy.png", "a red car on green grass", "none"),
+        Example("toy_deer.png", "a brown deer on white snow"),
+        Example("toy_umbrella_and_bucket.png", "a red umbrella behind a yellow bucket on an orange carpet"),
+        Example("photo_astronaut.jpg", "an astronaut in front of a red wall"),
+        Example("photo_coffee.jpg", "a cup of coffee on a wooden table"),
+    ),
+)

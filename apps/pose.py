@@ -1,0 +1,18 @@
+"""Human pose: the picture keeps how people stand and move."""
+
+from apps.spec import App, Example
+
+APP = App(
+    name="pose",
+    title="Human Pose",
+    tab="Pose",
+    order=70,
+    annotator="pose",
+    control="openpose",
+    aliases=("openpose", "pose2image", "gradio_pose2image"),
+    examples=(
+        Example("pose_toy.png", "a person on green grass under a blue sky", "none"),
+        Example("photo_astronaut.jpg", "an astronaut in front of a red wall"),
+        Example("photo_camera.jpg", "a man with a camera on green grass"),
+    ),
+)

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import annotators
+from annotators.networks import Weights
+from apps import find_apps
+from apps.page import notices
+from apps.page.model import Model
+from apps.page.notices import about, detector_state
+from core.errors import WeightsMissing
+from tests.apps.fakes import FakePipeline
+
+(CANNY,) = find_apps(["canny"])
+MODEL = Model.ready(FakePipeline())
+MESSAGE = "Depth (midas) is missing.\nFile: dpt.pt.\nLicence: MIT.\nGet it: python -m core.weights get midas"
+
+
+@pytest.fixture
+def weighty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the detector of the canny app have weights."""
+    monkeypatch.setattr(type(annotators.load("canny")), "weights", "midas")
+
+
+def test_a_detector_without_weights_and_a_model_with_all_need_no_words() -> None:
+    assert about(CANNY, MODEL) == ""
+
+
+def test_missing_detector_weights_say_how_to_get_them_and_that_a_ready_map_does_too(
+    weighty: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CONTROLNET_CKPTS", str(tmp_path))
+    note = about(CANNY, MODEL)
+    for words in ("493 MB", "Licence: MIT", "python -m core.weights get midas", "None: my image is already"):
+        assert words in note
+    assert note.count("cn-notice") == 1 and 'role="alert"' in note
+
+
+def test_a_stand_in_is_named_as_one_with_the_way_to_the_real_detector(
+    weighty: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notices, "find_weights", lambda *names: Weights("x", "Toy-world depth", demo=True))
+    note = about(CANNY, MODEL)
+    assert "Toy-world depth: a stand-in for pictures of the toy world" in note
+    assert "python -m core.weights get midas" in note and 'role="note"' in note
+
+
+def test_the_real_weights_need_no_words(weighty: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notices, "find_weights", lambda *names: Weights("midas", "MiDaS", demo=False))
+    assert detector_state("canny") == notices.DetectorState()
+
+
+def test_both_the_detector_and_the_controlnet_may_be_missing(
+    weighty: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*names: str) -> Weights:
+        raise WeightsMissing(MESSAGE)
+
+    monkeypatch.setattr(notices, "find_weights", missing)
+    note = about(CANNY, Model.ready(FakePipeline(missing="control_sd15_canny is missing.")))
+    assert note.count('role="alert"') == 2 and "control_sd15_canny" in note
+
+
+def test_every_detector_that_needs_weights_says_where_they_come_from(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CONTROLNET_CKPTS", str(tmp_path))
+    for name in annotators.names():
+        annotator, state = annotators.load(name), detector_state(name)
+        if annotator.weights is not None and not state.remark:
+            assert f"python -m core.weights get {annotator.weights}" in state.problem
+            assert "Licence" in state.problem
