@@ -2,13 +2,14 @@
 
 import math
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from .canvas import Canvas
 from .palette import PAINTS, mix, paint
+from .truth import FLOOR, RUG, TABLE, WALL, WINDOW, Terrain
 
 WHITE = np.array([255, 255, 255], np.float32)
 SHADE = np.array([24, 20, 40], np.float32)
@@ -23,7 +24,7 @@ class Background:
     `image` is (size, size, 3) uint8 RGB. Lengths are shares of the side: the ground plane vanishes at
     `horizon`, things stand with their feet between `stand` (far, near). `phrases` are true words for what is
     on the ground, `air_phrases` for what flies. `tint` multiplies the
-    RGB of things, `shadow` in [0, 1] is how dark their shadows are.
+    RGB of things, `shadow` in [0, 1] is how dark their shadows are; `terrain` is its truth where asked for.
     """
 
     place: str
@@ -34,6 +35,7 @@ class Background:
     air_phrases: tuple[str, ...]
     tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
     shadow: float = 0.5
+    terrain: Terrain | None = None
 
     @property
     def colors(self) -> tuple[str, ...]:
@@ -42,7 +44,11 @@ class Background:
         return tuple(word for word in PAINTS if word in said)
 
 
-Painter = Callable[[random.Random, int], Background]
+class Painter(Protocol):
+    """Paints a place with a side in pixels, with its truth if asked; the picture is the same either way."""
+
+    def __call__(self, rng: random.Random, size: int, truth: bool = False) -> Background:
+        """Paint it."""
 
 
 def article(words: str) -> str:
@@ -59,14 +65,17 @@ def soft_color(word: str, rng: random.Random, pale: float = 0.35) -> np.ndarray:
     return mix(paint(word, rng), WHITE, 0.0 if word in ("white", "gray") else rng.uniform(pale * 0.5, pale))
 
 
-def studio(rng: random.Random, size: int) -> Background:
+def studio(rng: random.Random, size: int, truth: bool = False) -> Background:
     """Paint a seamless backdrop in one named colour."""
     word = rng.choice(BACKDROP_COLORS)
     color = soft_color(word, rng, 0.30)
-    canvas = Canvas(size)
+    canvas = Canvas(size, truth)
     horizon = rng.uniform(0.58, 0.72)
     dark, light = mix(color, SHADE, 0.10), mix(color, WHITE, 0.08 if word == "black" else 0.18)
+    canvas.ground(horizon - 0.30)
+    canvas.now(WALL, horizon)
     canvas.rows(0, horizon, (mix(color, SHADE, 0.05), color))
+    canvas.now(FLOOR)
     canvas.rows(horizon, 1, (color, light, mix(color, dark, 0.4)))
     canvas.glow((rng.uniform(0.35, 0.65), 0.42), (0.62, 0.5), light, 0.7)
     phrases = (
@@ -74,7 +83,7 @@ def studio(rng: random.Random, size: int) -> Background:
         f"against a {word} backdrop", f"in a studio with a {word} background",
     )  # fmt: skip
     return Background("studio", canvas.image, horizon, (0.70, 0.95), _an(phrases), _an(phrases),
-                      shadow=0.45)  # fmt: skip
+                      shadow=0.45, terrain=canvas.terrain)  # fmt: skip
 
 
 def _an(phrases: tuple[str, ...]) -> tuple[str, ...]:
@@ -147,21 +156,27 @@ def _window(canvas: Canvas, rng: random.Random, bottom: float) -> None:
     canvas.line((x, y + h / 2), (x + w, y + h / 2), frame, 0.014)
 
 
-def room(rng: random.Random, size: int) -> Background:
+def room(rng: random.Random, size: int, truth: bool = False) -> Background:
     """Paint a room: a wall, perhaps a window, a side wall or a rug, and a floor in perspective."""
-    canvas = Canvas(size)
+    canvas = Canvas(size, truth)
     word = rng.choice(WALL_COLORS)
     wall = soft_color(word, rng, 0.45)
     top = rng.uniform(0.54, 0.66)
     vanish = (rng.uniform(0.35, 0.65), rng.uniform(0.18, 0.30))
+    canvas.ground(vanish[1])
+    canvas.now(WALL, top)
     canvas.rows(0, top, (mix(wall, SHADE, 0.06), mix(wall, WHITE, 0.12)))
+    canvas.now(FLOOR)
     floor = _floor(canvas, rng, top, vanish)
     window = rng.random() < 0.4
     if window:
+        canvas.now(WINDOW, top)
         _window(canvas, rng, top)
+    canvas.now(WALL, top)
     canvas.rows(top - 0.028, top, (mix(wall, WHITE, 0.75), mix(wall, WHITE, 0.55)))
     canvas.rows(top - 0.004, top + 0.004, (mix(wall, SHADE, 0.55),))
     rug = rng.choice(("red", "blue", "yellow", "purple", "pink", "green")) if rng.random() < 0.3 else None
+    canvas.now(RUG)
     if rug:
         color = paint(rug, rng)
         center, axes = (rng.uniform(0.4, 0.6), 0.83), (rng.uniform(0.34, 0.44), 0.12)
@@ -180,15 +195,18 @@ def room(rng: random.Random, size: int) -> Background:
     if rug:
         phrases.append(f"in a room with {article(word)} wall and {article(rug)} rug")
     air = tuple(p for p in phrases if p.startswith("in "))
-    return Background("room", canvas.image, vanish[1], (top + 0.08, 0.94), tuple(phrases), air)
+    return Background("room", canvas.image, vanish[1], (top + 0.08, 0.94), tuple(phrases), air,
+                      terrain=canvas.terrain)  # fmt: skip
 
 
-def table(rng: random.Random, size: int) -> Background:
+def table(rng: random.Random, size: int, truth: bool = False) -> Background:
     """Paint a table top with its front edge, before a wall."""
-    canvas = Canvas(size)
+    canvas = Canvas(size, truth)
     word = rng.choice(WALL_COLORS)
     wall = soft_color(word, rng, 0.45)
     top, edge = rng.uniform(0.52, 0.62), rng.uniform(0.90, 0.95)
+    canvas.ground(top - 0.35)
+    canvas.now(WALL, top - 0.08)
     canvas.rows(0, 1, (mix(wall, SHADE, 0.04), mix(wall, WHITE, 0.15), mix(wall, SHADE, 0.12)))
     if rng.random() < 0.6:
         wood = mix(paint("brown", rng), paint("orange", rng), rng.uniform(0.2, 0.5))
@@ -197,25 +215,39 @@ def table(rng: random.Random, size: int) -> Background:
         said = rng.choice(("white", "red", "blue", "green", "yellow", "pink", "purple"))
         name, color, wooden = f"{article(said)} table", soft_color(said, rng, 0.2), False
     inset = rng.uniform(0.06, 0.14)
-    before = canvas.image.copy()
+    behind = Canvas(size, truth)
+    behind.image = canvas.image.copy()
+    if canvas.terrain is not None and behind.terrain is not None:
+        behind.terrain.labels = canvas.terrain.labels.copy()
+        behind.terrain.depth = canvas.terrain.depth.copy()
+    canvas.now(TABLE)
     across, depth = _plane(size, top, (0.5, top - 0.35), 1.3)
     surface = _boards(across, depth, color, rng) if wooden else np.broadcast_to(color, (*across.shape, 3))
     canvas.band(top, surface * np.linspace(1.06, 0.94, len(across), dtype=np.float32)[:, None, None])
-    _cut(canvas, before, [(inset, top), (1 - inset, top), (1.03, edge), (-0.03, edge)])
+    _cut(canvas, behind, [(inset, top), (1 - inset, top), (1.03, edge), (-0.03, edge)])
+    canvas.now(TABLE, edge)
     canvas.rectangle((-0.03, edge), (1.03, edge + 0.045), mix(color, SHADE, 0.22), mix(color, SHADE, 0.36))
+    canvas.now(WALL, top - 0.08)
     canvas.rectangle((-0.03, edge + 0.045), (1.03, 1.02), mix(wall, SHADE, 0.5), mix(wall, SHADE, 0.35))
+    canvas.now(TABLE)
     canvas.line((0, edge), (1, edge), mix(color, WHITE, 0.35), 0.006)
     phrases = (
         f"on {name} in front of {article(word)} wall", f"on {name}", f"standing on {name}",
         f"on {name} with {article(word)} wall behind",
     )  # fmt: skip
-    return Background("table", canvas.image, top - 0.3, (top + 0.10, edge - 0.03), phrases,
-                      (f"in front of {article(word)} wall above {name}",))  # fmt: skip
+    air = (f"in front of {article(word)} wall above {name}",)
+    return Background("table", canvas.image, top - 0.3, (top + 0.10, edge - 0.03), phrases, air,
+                      terrain=canvas.terrain)  # fmt: skip
 
 
-def _cut(canvas: Canvas, outside: np.ndarray, corners: list[tuple[float, float]]) -> None:
-    """Keep the picture inside a polygon and put `outside`, (size, size, 3) uint8, around it."""
+def _cut(canvas: Canvas, outside: Canvas, corners: list[tuple[float, float]]) -> None:
+    """Keep the picture inside a polygon and put `outside` around it."""
     stencil = Canvas(canvas.size)
     stencil.polygon(corners, WHITE)
     share = stencil.image.astype(np.float32) / 255
-    canvas.image = np.rint(outside + (canvas.image.astype(np.float32) - outside) * share).astype(np.uint8)
+    under = outside.image.astype(np.float32)
+    canvas.image = np.rint(under + (canvas.image - under) * share).astype(np.uint8)
+    if canvas.terrain is not None and outside.terrain is not None:
+        inside = stencil.image[..., 0] >= 128
+        canvas.terrain.labels = np.where(inside, canvas.terrain.labels, outside.terrain.labels)
+        canvas.terrain.depth = np.where(inside, canvas.terrain.depth, outside.terrain.depth)

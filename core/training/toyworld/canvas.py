@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from .truth import Terrain
+
 Point = tuple[float, float]
 _SUB = 4  # cv2 draws at 1/16 of a pixel
 
@@ -28,25 +30,41 @@ def _ink(color: np.ndarray) -> tuple[float, ...]:
 class Canvas:
     """A square picture to paint on; all coordinates and lengths are shares of its side.
 
-    `image` is (size, size, 3) uint8 RGB; colours are (3,) float32 in [0, 255].
+    `image` is (size, size, 3) uint8 RGB; colours are (3,) float32 in [0, 255]. `terrain` is the truth about
+    what was painted, or None if nobody asked for it; the picture is the same either way.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, truth: bool = False) -> None:
         """Start black."""
         self.size = size
+        self.terrain = Terrain(size) if truth else None
         self.image = np.zeros((size, size, 3), np.uint8)
+
+    def ground(self, vanish: float) -> None:
+        """Say at which row the ground plane vanishes, as a share of the side."""
+        if self.terrain is not None:
+            self.terrain.ground(vanish)
+
+    def now(self, label: int, foot: float | None = None) -> None:
+        """Say of which class is what is painted next, and the ground row it stands on if it is upright."""
+        if self.terrain is not None:
+            self.terrain.label, self.terrain.foot = label, foot
 
     def rows(self, y0: float, y1: float, colors: Sequence[np.ndarray]) -> None:
         """Fill the rows from y0 to y1 with a vertical gradient through evenly spaced colours."""
         first, last = max(0, round(y0 * self.size)), min(self.size, round(y1 * self.size))
         if last > first:
             self.image[first:last] = self._ramp(last - first, colors).astype(np.uint8)
+            if self.terrain is not None:
+                self.terrain.rows(first, last)
 
     def polygon(self, points: Sequence[Point], top: np.ndarray, bottom: np.ndarray | None = None) -> None:
         """Fill a polygon, shaded from `top` to `bottom` over its height."""
         corners = np.array(points, np.float32) * self.size
+        fixed = np.rint((corners - 0.5) * (1 << _SUB)).astype(np.int32)
+        if self.terrain is not None:
+            self.terrain.polygon(fixed, _SUB)
         if bottom is None:  # cv2 paints one colour itself, several times as fast
-            fixed = np.rint((corners - 0.5) * (1 << _SUB)).astype(np.int32)
             cv2.fillPoly(self.image, [fixed], _ink(top), cv2.LINE_AA, _SUB)
             return
         box = self._box(corners.min(axis=0), corners.max(axis=0))
@@ -63,8 +81,10 @@ class Canvas:
         (cx, cy), (rx, ry) = center, axes
         scale = self.size * (1 << _SUB)
         half = (round(rx * scale), round(ry * scale))
+        spot = (round(cx * scale - (1 << _SUB) / 2), round(cy * scale - (1 << _SUB) / 2))
+        if self.terrain is not None:
+            self.terrain.ellipse(spot, half, _SUB)
         if bottom is None:
-            spot = (round(cx * scale - (1 << _SUB) / 2), round(cy * scale - (1 << _SUB) / 2))
             cv2.ellipse(self.image, spot, half, 0, 0, 360, _ink(top), -1, cv2.LINE_AA, _SUB)
             return
         low, high = np.array([cx - rx, cy - ry]) * self.size, np.array([cx + rx, cy + ry]) * self.size
@@ -107,6 +127,8 @@ class Canvas:
         """Put full-width rows of RGB values, (h, size, 3), below y0."""
         first = round(y0 * self.size)
         self.image[first : first + len(image)] = np.clip(image, 0, 255)
+        if self.terrain is not None:
+            self.terrain.rows(first, min(first + len(image), self.size))
 
     def _box(self, low: np.ndarray, high: np.ndarray) -> tuple[int, int, int, int] | None:
         """Return the pixels around a shape, cut to the picture, or None."""

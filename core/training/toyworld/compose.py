@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 from .canvas import Canvas
+from .truth import Terrain
 
 SHADOW = np.array([18, 14, 36], np.float32)
 FOAM = np.array([255, 255, 255], np.float32)
@@ -24,6 +25,9 @@ class Drawable(Protocol):
 
     def at(self, width: int, height: int) -> np.ndarray:
         """Return it at a size in pixels, (height, width, 4) uint8 premultiplied RGBA."""
+
+    def relief(self, width: int, height: int) -> np.ndarray:
+        """Return how far its surface stands out, (height, width) float32 in pixels, at least 0."""
 
 
 def _shadow(
@@ -87,3 +91,28 @@ def _sunk(canvas: Canvas, cut: np.ndarray, box: tuple[int, int, int, int]) -> np
     canvas.glow(middle, (width * 0.72 / canvas.size, height * 0.12 / canvas.size), SHADOW, 0.35)
     canvas.glow(middle, (width * 0.60 / canvas.size, height * 0.07 / canvas.size), FOAM, 0.5)
     return np.asarray(layer, np.uint8)
+
+
+def stand(
+    terrain: Terrain, mask: np.ndarray, picture: Drawable, box: tuple[int, int, int, int], *, flipped: bool,
+    near: float, label: int,
+) -> None:  # fmt: skip
+    """Put the truth of a thing that `put` has painted into `terrain`.
+
+    Args:
+        terrain: changed in place.
+        mask: (size, size) bool, where the thing is seen.
+        picture: the thing.
+        box: left, top, width and height in pixels.
+        flipped: it is mirrored.
+        near: nearness of its foot.
+        label: its class.
+    """
+    x0, y0, width, height = box
+    shape = picture.relief(width, height)
+    shape = shape[:, ::-1] if flipped else shape
+    left, top = max(x0, 0), max(y0, 0)
+    right, bottom = min(x0 + width, terrain.size), min(y0 + height, terrain.size)
+    whole = np.zeros((terrain.size, terrain.size), np.float32)
+    whole[top:bottom, left:right] = shape[top - y0 : bottom - y0, left - x0 : right - x0]
+    terrain.stand(mask, whole, near, label)

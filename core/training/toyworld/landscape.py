@@ -8,6 +8,7 @@ import numpy as np
 from .backgrounds import SHADE, WHITE, soft_color
 from .canvas import Canvas
 from .palette import mix, paint
+from .truth import BUILDING, WINDOW
 
 
 def rgb(r: float, g: float, b: float) -> np.ndarray:
@@ -90,6 +91,7 @@ def paint_pines(canvas: Canvas, rng: random.Random, horizon: float, color: np.nd
 
 def paint_house(canvas: Canvas, rng: random.Random, x: float, w: float, base: float, height: float) -> None:
     """Paint a house front with a roof and windows."""
+    canvas.now(BUILDING, base)
     front = soft_color(
         rng.choice(("yellow", "pink", "blue", "green", "orange", "white", "red", "purple")), rng, 0.5
     )
@@ -104,6 +106,7 @@ def paint_house(canvas: Canvas, rng: random.Random, x: float, w: float, base: fl
     else:
         canvas.rectangle((x - 0.006, top - 0.02), (x + w + 0.006, top), roof)
     canvas.rectangle((x, top), (x + w, base), mix(front, WHITE, 0.12), mix(front, SHADE, 0.08))
+    canvas.now(WINDOW, base)
     glass, columns = rgb(150, 206, 240), 2
     for row in range(int(height / 0.11)):
         for column in range(columns):

@@ -7,7 +7,7 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from .head import HAIRS, draw_back_hair, draw_head
+from .head import HAIRS, THICKNESS, draw_back_hair, draw_head
 from .palette import mix, paint
 from .pen import Pen
 from .poses import FACE_POINTS, POSES, Build, Joints, Pose, make_build, take_pose
@@ -22,6 +22,7 @@ SHIRT_COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "w
 TROUSER_COLORS = ("blue", "blue", "black", "gray", "brown", "green", "red", "white", "purple", "orange")
 SKIRT_COLORS = ("red", "blue", "purple", "pink", "green", "yellow", "black", "white", "orange")
 BACK_SHARE, TURNED_SHARE = 0.12, 0.24
+MARGIN = 0.008  # air around a figure, in shares of its height
 BLACK_LIFT = 0.06  # black cloth keeps some light, or its folds would vanish
 
 
@@ -74,8 +75,14 @@ class Mannequin:
     def _frame(self) -> tuple[float, float, float, float]:
         """The left, right, lower and upper end of the figure."""
         j, b = self._joints, self._build
-        discs = [(j.head, b.head * (1.24 if self.hair in ("long", "pigtails") else 1.10)), (j.pelvis, 0.11)]
-        discs += [(p, 0.050) for pair in (j.wrists, j.elbows) for p in pair]
+        discs = [(j.pelvis, 0.11), (j.head, b.head * 1.02 * THICKNESS.get(self.hair, 1.07))]
+        reach = {"long": (((0, 0.15, -0.3), 1.0), ((0, -0.95, -0.3), 0.88)),
+                 "pigtails": (((1.25, -0.85, -0.35), 0.24), ((1.0, 0.10, -0.35), 0.36))}  # fmt: skip
+        for (x, y, z), radius in (((1.0, -0.05, -0.05), 0.25), *reach.get(self.hair, ())):
+            spots = (j.head + j.turn @ np.array([side * x, y, z]) * b.head for side in (-1, 1))
+            discs += [(spot, radius * b.head) for spot in spots]
+        discs += [(p, 0.045) for p in j.elbows]
+        discs += [(_hand(elbow, wrist), 0.040) for elbow, wrist in zip(j.elbows, j.wrists, strict=True)]
         discs += [(p, 0.058) for pair in (j.knees, j.ankles, j.toes) for p in pair]
         discs += [(p, 0.068) for p in j.shoulders]
         if self.hair == "bun":
@@ -84,10 +91,10 @@ class Mannequin:
             discs += [(p * 0.4 + q * 0.6, 0.10) for p, q in zip(j.hips, j.knees, strict=True)]
         low = min(float(p[1]) for p in (*j.toes, *j.ankles, *j.knees)) - 0.045
         return (
-            min(float(p[0]) - r for p, r in discs),
-            max(float(p[0]) + r for p, r in discs),
+            min(float(p[0]) - r for p, r in discs) - MARGIN,
+            max(float(p[0]) + r for p, r in discs) + MARGIN,
             min(0.0, low),
-            max(float(p[1]) + r for p, r in discs),
+            max(float(p[1]) + r for p, r in discs) + MARGIN,
         )
 
     @property
@@ -122,7 +129,7 @@ class Mannequin:
         Points of the face are 0 where the head itself hides them.
         """
         j, b = self._joints, self._build
-        face = {0: (0.0, -0.06, 1.02), 14: (-0.34, 0.10, 0.93), 15: (0.34, 0.10, 0.93),
+        face = {0: (0.0, -0.06, 0.97), 14: (-0.33, 0.10, 0.90), 15: (0.33, 0.10, 0.90),
                 16: (-1.0, -0.05, -0.05), 17: (1.0, -0.05, -0.05)}  # fmt: skip
         body = [j.neck, j.shoulders[0], j.elbows[0], j.wrists[0], j.shoulders[1], j.elbows[1], j.wrists[1],
                 j.hips[0], j.knees[0], j.ankles[0], j.hips[1], j.knees[1], j.ankles[1]]  # fmt: skip
@@ -132,7 +139,7 @@ class Mannequin:
         for i in FACE_POINTS:
             spot = j.turn @ np.array(face[i])
             points[i, :2] = self._pixel(j.head + spot * b.head, width, height)
-            points[i, 2] = spot[2] > (-0.25 if i > 15 else 0.12)
+            points[i, 2] = spot[2] > (-0.25 if i > 15 else 0.15)
         return points
 
     def _pixel(self, point: np.ndarray, width: int, height: int) -> tuple[float, float]:
@@ -181,7 +188,7 @@ class Mannequin:
         """Draw an arm and its hand."""
         shoulder, elbow, wrist = joints
         cut = 1.80 if self.outfit.long_sleeves else 0.62
-        hand = wrist + (wrist - elbow) / max(float(np.linalg.norm(wrist - elbow)), 1e-6) * 0.022
+        hand = _hand(elbow, wrist)
         pen.limb((shoulder, elbow, wrist), (0.046, 0.037, 0.031), self._paints.shirt, self._paints.skin, cut,
                  end=(hand, 0.036))  # fmt: skip
 
@@ -204,6 +211,11 @@ class Mannequin:
                      0.0, paints.lower)  # fmt: skip
         bottom = j.pelvis + (j.pelvis - top) * (0.0 if skirt else 0.10)
         pen.body(top, bottom, min(half, b.shoulder + 0.05), waist, 0.052, nip, paints.shirt)
+
+
+def _hand(elbow: np.ndarray, wrist: np.ndarray) -> np.ndarray:
+    """Return the middle of a hand."""
+    return np.asarray(wrist + (wrist - elbow) / max(float(np.linalg.norm(wrist - elbow)), 1e-6) * 0.022)
 
 
 def make_mannequin(rng: random.Random, kind: str, avoid: Sequence[str] = ()) -> Mannequin:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from .truth import BALL, BOX, PERSON, PLAYTHING
+
 PLACES = (
     "studio", "room", "table", "meadow", "beach", "snow", "desert", "night", "sunset", "street", "sea",
 )  # fmt: skip
@@ -22,7 +24,8 @@ class ObjectSpec:
 
     `size` is the height beside other things (1.0 is a small car; compressed, as toys are), `places` are
     the places where it fits (the studio always), `stand` says what carries it, `color` is the word that is
-    true of the untouched sprite or None, and `shift` allows recolouring.
+    true of the untouched sprite or None, `shift` allows recolouring, and `ade` is its class in ADE20K,
+    counted from 0.
     """
 
     code: str
@@ -34,6 +37,7 @@ class ObjectSpec:
     stand: str
     color: str | None
     shift: bool
+    ade: int
 
 
 def plural(noun: str) -> str:
@@ -68,6 +72,7 @@ def _spec(row: dict[str, str]) -> ObjectSpec:
         stand=row["stand"],
         color=row["color"] or None,
         shift=row["shift"] == "yes",
+        ade=int(row["ade"]),
     )
 
 
@@ -78,16 +83,17 @@ def all_objects() -> tuple[ObjectSpec, ...]:
         return tuple(_spec(row) for row in csv.DictReader(lines))
 
 
-def _figure(name: str, plural: str, category: str, size: float) -> ObjectSpec:
+def _figure(name: str, plural: str, category: str, size: float, ade: int) -> ObjectSpec:
     """Make the spec of something that is drawn, not a sprite."""
-    return ObjectSpec("", name, plural, category, size, frozenset(PEOPLE_PLACES), "ground", None, False)
+    return ObjectSpec("", name, plural, category, size, frozenset(PEOPLE_PLACES), "ground", None, False, ade)
 
 
 PEOPLE = (
-    _figure("man", "men", "person", 1.2), _figure("woman", "women", "person", 1.15),
-    _figure("boy", "boys", "person", 0.95), _figure("girl", "girls", "person", 0.95),
+    _figure("man", "men", "person", 1.2, PERSON), _figure("woman", "women", "person", 1.15, PERSON),
+    _figure("boy", "boys", "person", 0.95, PERSON), _figure("girl", "girls", "person", 0.95, PERSON),
 )  # fmt: skip
 SOLIDS = (
-    _figure("cube", "cubes", "toy", 0.7), _figure("ball", "balls", "toy", 0.65),
-    _figure("cylinder", "cylinders", "toy", 0.75), _figure("cone", "cones", "toy", 0.75),
+    _figure("cube", "cubes", "toy", 0.7, BOX), _figure("ball", "balls", "toy", 0.65, BALL),
+    _figure("cylinder", "cylinders", "toy", 0.75, PLAYTHING),
+    _figure("cone", "cones", "toy", 0.75, PLAYTHING),
 )  # fmt: skip

@@ -10,12 +10,13 @@ import numpy as np
 from .backgrounds import Background
 from .canvas import Canvas
 from .captions import caption
-from .compose import put
+from .compose import put, stand
 from .layout import Plan, draw_kind, is_held_out, make_plan
 from .mannequin import Mannequin
 from .objects import PEOPLE_PLACES
 from .places import PAINTERS, PLACE_WEIGHTS
 from .sprites import SpriteLibrary
+from .truth import Terrain, Truth
 
 EVAL_SEED_BASE = 1_000_000_000
 
@@ -53,7 +54,7 @@ class SceneObject:
     `color` is the word that is true of it or None; `box` is x0, y0, x1, y1 in pixels of the whole sprite,
     hidden parts included, right and bottom excluded; `foot` is the y in pixels where it meets its ground
     (its lowest point if it flies); `depth` counts from 1 for the farthest; `stand` is ground, air or water;
-    `person` is None unless it is one.
+    `ade` is its class in ADE20K, counted from 0; `person` is None unless it is one.
     """
 
     name: str
@@ -66,6 +67,7 @@ class SceneObject:
     depth: int
     stand: str
     flipped: bool
+    ade: int
     person: Person | None = None
 
     @property
@@ -82,7 +84,7 @@ class Scene:
     `depth` of the thing seen at each pixel otherwise; `objects` run from the farthest to the nearest;
     `horizon` is the y in pixels where the ground plane vanishes; `place_colors` are the colour words that are
     true of the place; `held_out` says that it shows a combination or a
-    phrasing that no training scene shows.
+    phrasing that no training scene shows; `truth` holds the maps if they were asked for.
     """
 
     seed: int
@@ -94,6 +96,7 @@ class Scene:
     horizon: float
     place_colors: tuple[str, ...]
     held_out: bool
+    truth: Truth | None = None
 
     @property
     def people(self) -> tuple[np.ndarray, ...]:
@@ -101,13 +104,14 @@ class Scene:
         return tuple(obj.person.keypoints for obj in self.objects if obj.person is not None)
 
 
-def make_scene(seed: int, library: SpriteLibrary, size: int = 256) -> Scene:
+def make_scene(seed: int, library: SpriteLibrary, size: int = 256, truth: bool = False) -> Scene:
     """Make the scene of a seed: the same one wherever, whenever and in whichever order it is asked for.
 
     Args:
         seed: below EVAL_SEED_BASE for training, from there on for evaluation.
         library: the sprites; other sprites give other scenes.
         size: side in pixels.
+        truth: also make the maps of nearness, normals and classes, `Scene.truth`; nothing else changes.
 
     Raises:
         ValueError: a negative seed or a size below 32.
@@ -121,14 +125,18 @@ def make_scene(seed: int, library: SpriteLibrary, size: int = 256) -> Scene:
     if kind != "sprites":
         places = [name for name in places if name in PEOPLE_PLACES] or places
     name = rng.choices(places, [PLACE_WEIGHTS[p] for p in places])[0]
-    place = PAINTERS[name](rng, size)
+    place = PAINTERS[name](rng, size, truth)
     plans = sorted(make_plan(kind, library, place, rng, novel), key=lambda p: (not p.flying, p.foot))
     canvas = Canvas(size)
-    canvas.image = place.image
+    canvas.image, canvas.terrain = place.image, place.terrain
+    standing = [plan.foot for plan in plans if not plan.flying]
     index_map = np.zeros((size, size), np.uint8)
     objects = []
     for depth, plan in enumerate(plans, start=1):
         objects.append(_paint(canvas, index_map, plan, depth, library, place, rng))
+        if canvas.terrain is not None:
+            near = min(standing, default=place.stand[1]) if plan.flying else plan.foot
+            _record(canvas.terrain, index_map == depth, plan, objects[-1], library, near)
     for obj in objects:
         if obj.person is not None:
             _hide(obj.person.keypoints, obj.depth, index_map)
@@ -140,8 +148,9 @@ def make_scene(seed: int, library: SpriteLibrary, size: int = 256) -> Scene:
         is_held_out(t.name, name) or (t.repainted and is_held_out(t.name, str(t.color))) for t in things
     )
     return Scene(
-        seed, canvas.image, words, name, things, index_map, place.horizon * size, place.colors, held_out
-    )
+        seed, canvas.image, words, name, things, index_map, place.horizon * size, place.colors, held_out,
+        None if canvas.terrain is None else Truth(canvas.terrain.depth, canvas.terrain.labels),
+    )  # fmt: skip
 
 
 def _light(canvas: Canvas, rng: random.Random) -> None:
@@ -159,17 +168,14 @@ def _paint(
 ) -> SceneObject:  # fmt: skip
     """Put one planned thing and its shadow into the picture and say where it is."""
     size, choice = canvas.size, plan.choice
-    width, height = max(2, round(plan.width * size)), max(2, round(plan.height * size))
-    x0, y0 = round(plan.x * size - width / 2), round(plan.foot * size) - height
-    inside = plan.foot <= 1
-    if inside:
-        x0, y0 = min(max(x0, 0), max(size - width, 0)), min(max(y0, 0), max(size - height, 0))
+    box = _box(plan, size)
+    x0, y0, width, height = box
     person = None
     if isinstance(choice.figure, Mannequin):
-        person = _person(choice.figure, (x0, y0, width, height), not inside)
+        person = _person(choice.figure, box, plan.foot > 1)
     flipped = rng.random() < 0.5 and choice.figure is None  # the key points know left from right
     stand = "air" if plan.flying else "water" if place.place == "sea" else "ground"
-    put(canvas, index_map, choice.picture(library), (x0, y0, width, height), depth,
+    put(canvas, index_map, choice.picture(library), box, depth,
         flipped=flipped, stand=stand, tint=place.tint, shadow=place.shadow)  # fmt: skip
     return SceneObject(
         name=choice.spec.name,
@@ -182,8 +188,29 @@ def _paint(
         depth=depth,
         stand=stand,
         flipped=flipped,
+        ade=choice.spec.ade,
         person=person,
     )
+
+
+def _box(plan: Plan, size: int) -> tuple[int, int, int, int]:
+    """Return where a thing is drawn: left, top, width and height in pixels; a portrait reaches outside."""
+    width, height = max(2, round(plan.width * size)), max(2, round(plan.height * size))
+    x0, y0 = round(plan.x * size - width / 2), round(plan.foot * size) - height
+    if plan.foot <= 1:
+        x0, y0 = min(max(x0, 0), max(size - width, 0)), min(max(y0, 0), max(size - height, 0))
+    return x0, y0, width, height
+
+
+def _record(
+    terrain: Terrain, mask: np.ndarray, plan: Plan, thing: SceneObject, library: SpriteLibrary, foot: float
+) -> None:
+    """Write a painted thing into the truth; it is as near as the ground row `foot`, a share of the side."""
+    near = terrain.near(foot)
+    if plan.flying:  # between what stands nearest to it and what is behind it
+        near = (near + float(terrain.depth[mask].mean() if mask.any() else 0.0)) / 2
+    stand(terrain, mask, plan.choice.picture(library), _box(plan, terrain.size), flipped=thing.flipped,
+          near=near, label=thing.ade)  # fmt: skip
 
 
 def _person(figure: Mannequin, box: tuple[int, int, int, int], portrait: bool) -> Person:

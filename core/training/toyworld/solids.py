@@ -43,7 +43,7 @@ class Solid:
         """Return how far the surface stands out, (height, width) float32 in pixels, 0 where nothing is."""
         drawn = self._draw(width, height, relief=True).relief
         assert drawn is not None
-        return drawn
+        return np.maximum(drawn, 0)
 
     def _draw(self, width: int, height: int, relief: bool) -> Layer:
         """Draw it."""

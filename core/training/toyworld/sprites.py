@@ -17,6 +17,7 @@ from PIL import Image
 
 from .objects import ObjectSpec, all_objects
 from .palette import repaint
+from .truth import inflate
 
 PACKAGE = "@lobehub/fluent-emoji-3d@1.1.0"
 TARBALL = "lobehub-fluent-emoji-3d-1.1.0.tgz"
@@ -88,6 +89,10 @@ class Sprite:
         if level is None:  # cubic may overshoot; premultiplied colour must not exceed alpha
             np.minimum(scaled[..., :3], scaled[..., 3:], out=scaled[..., :3])
         return np.asarray(scaled, np.uint8)
+
+    def relief(self, width: int, height: int) -> np.ndarray:
+        """Return how far a round thing of this outline stands out, (height, width) float32 in pixels."""
+        return inflate(self.at(width, height)[..., 3])
 
 
 def make_sprite(rgba: np.ndarray) -> Sprite:
