@@ -52,8 +52,10 @@ class App(Page):
     """One app: a detector and the ControlNet that was trained on its maps.
 
     ``title`` ends the heading "Control Stable Diffusion with ...". ``annotator`` is a module in annotators/,
-    ``control`` a ControlNet's name in the models' configs.
+    ``control`` a ControlNet's name in the models' configs. ``editor`` is "canvas" where the picture is drawn
+    on the page and not brought.
     """
 
     annotator: str
     control: str
+    editor: Literal["", "canvas"] = ""

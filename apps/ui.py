@@ -16,7 +16,7 @@ import annotators  # noqa: E402
 from apps.page import look  # noqa: E402
 from apps.page.api import add_endpoint  # noqa: E402
 from apps.page.events import connect, share_inputs  # noqa: E402
-from apps.page.handlers import Handlers  # noqa: E402
+from apps.page.handlers import Handlers, file_path  # noqa: E402
 from apps.page.layout import Widgets, lay_out  # noqa: E402
 from apps.page.model import Model, Pipeline  # noqa: E402
 from apps.page.notices import about  # noqa: E402
@@ -50,8 +50,8 @@ def build(pages: Sequence[Page], model: Model | Pipeline | None) -> gr.Blocks:
                     with gr.Tab(page.tab, id=page.name) as tab:
                         added.append(_add(page, shared))
                     tabs.append(tab)
-            share_inputs(tabs, [widgets.image for widgets in added])
-            share_inputs(tabs, [widgets.prompt for widgets in added])
+            share_inputs(tabs, [None if w.canvas else w.image for w in added])
+            share_inputs(tabs, [w.prompt for w in added])
         drawn = {page: w.notice for page, w in zip(pages, added, strict=True) if isinstance(page, App)}
         if shared is not None:
             blocks.load(
@@ -69,7 +69,8 @@ def _add(page: Page, model: Model | None) -> Widgets:
     assert isinstance(page, App) and model is not None
     declared = declare(annotators.load(page.annotator), model.resolution, model.cfg_scale)
     widgets = lay_out(page, declared)
-    handlers = Handlers(page, declared, model, Path(widgets.gallery.GRADIO_CACHE))
+    read = widgets.canvas.read if widgets.canvas else file_path
+    handlers = Handlers(page, declared, model, Path(widgets.gallery.GRADIO_CACHE), read)
     connect(page, widgets, handlers)
     add_endpoint(handlers)
     return widgets

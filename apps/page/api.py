@@ -12,7 +12,7 @@ from gradio.components.api_component import Api
 
 from annotators.base import Checkbox, Slider
 from apps.page.events import QUEUE
-from apps.page.handlers import Handlers, told
+from apps.page.handlers import Handlers, file_path, told
 from apps.page.settings import PROMPT, Choice, Setting
 
 DESCRIPTION = """Draw pictures that follow the structure of yours: {title}.
@@ -54,7 +54,7 @@ def _endpoint(handlers: Handlers) -> Callable[..., Iterator[tuple[list[dict[str,
     def endpoint(*values: Any) -> Iterator[tuple[list[dict[str, Any]], int | None]]:
         image, prompt, *rest = values
         named = dict(zip(names[2:], rest, strict=True))
-        with told(), closing(handlers.frames(image, prompt, named)) as frames:
+        with told(), closing(handlers.frames(file_path(image), prompt, named)) as frames:
             for frame in frames:
                 files = [gr.FileData(path=str(path)).model_dump() for path in frame.files]
                 yield files, frame.result.request.seed if frame.result else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from apps.page.model import Model
 from apps.page.settings import Setting, parse
 from apps.spec import App
 from core.errors import SuiteError
+from core.images import fit_size
 from core.request import Result
 
 log = logging.getLogger(__name__)
@@ -57,14 +58,25 @@ def file_path(payload: Any) -> str | None:
 class Handlers:
     """The event handlers of one app. Nothing about one visitor is kept here."""
 
-    def __init__(self, app: App, declared: tuple[Setting, ...], model: Model, cache: Path) -> None:
-        """Serve ``app``; pictures are written below ``cache``, from where Gradio serves them."""
-        self.app, self.declared, self.model, self.cache = app, declared, model, cache
+    def __init__(
+        self,
+        app: App,
+        declared: tuple[Setting, ...],
+        model: Model,
+        cache: Path,
+        read: Callable[[Any], str | None] = file_path,
+    ) -> None:
+        """Serve ``app``; pictures are written below ``cache``, from where Gradio serves them.
 
-    def frames(self, image: Any, prompt: Any, values: dict[str, Any]) -> Generator[Frame]:
-        """Check everything that was sent, then draw."""
+        ``read`` turns what the page sends as its image into a path.
+        """
+        self.app, self.declared, self.model, self.cache = app, declared, model, cache
+        self.read = read
+
+    def frames(self, path: str | None, prompt: Any, values: dict[str, Any]) -> Generator[Frame]:
+        """Check everything that was sent, then draw from the picture at ``path``."""
         settings = parse({"prompt": "" if prompt is None else prompt, **values}, self.declared)
-        yield from draw(self.app, file_path(image), settings, self.model, PictureFolder(self.cache))
+        yield from draw(self.app, path, settings, self.model, PictureFolder(self.cache))
 
     def run(self, image: Any, prompt: Any, randomize: Any, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Yield the gallery, the status line, the seed and the offer to mend the map, as they come."""
@@ -73,7 +85,7 @@ class Handlers:
             named["seed"] = -1
         shown: tuple[Path, ...] = ()
         try:
-            with told(), closing(self.frames(image, prompt, named)) as frames:
+            with told(), closing(self.frames(self.read(image), prompt, named)) as frames:
                 for frame in frames:
                     if frame.note:
                         gr.Warning(frame.note, title="About your map")
@@ -88,15 +100,23 @@ class Handlers:
 
     def size(self, image: Any, resolution: Any) -> str:
         """Return the line that says how large the pictures will be."""
-        path = file_path(image)
-        if path is None:
-            return look.size_line(None)
         try:
             with told():
-                by_name = {setting.name: setting for setting in self.declared}
-                return look.size_line(size_of(path, int(by_name["resolution"].check(resolution))))
+                path = file_path(image)
+                return look.size_line(None if path is None else size_of(path, self._resolution(resolution)))
         except gr.Error as error:
             return look.size_line(None, error.message)
+
+    def canvas_size(self, size: tuple[int, int], resolution: Any) -> str:
+        """Return the line that says how large the pictures of a drawing, (height, width), will be."""
+        try:
+            with told():
+                return look.size_line(fit_size(*size, self._resolution(resolution)))
+        except gr.Error as error:
+            return look.size_line(None, error.message)
+
+    def _resolution(self, value: Any) -> int:
+        return int(next(s for s in self.declared if s.name == "resolution").check(value))
 
 
 def _items(frame: Frame) -> list[tuple[str, str]]:

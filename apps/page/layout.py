@@ -9,9 +9,12 @@ from gradio.components import Component
 
 import annotators
 from annotators.base import Checkbox, Slider
+from apps.editors.canvas import CANVAS, Canvas
+from apps.editors.canvas import lay_out as lay_out_canvas
 from apps.page import look
 from apps.page.settings import PROMPT, Choice, Number, Setting, Text
 from apps.spec import App
+from core.images import fit_size
 
 IMAGE_HEIGHT = 300
 # Shown side by side.
@@ -22,7 +25,8 @@ PAIRS = {"start": "end", "detect_resolution": "auto_resolution", "steps": "sampl
 class Widgets:
     """What one app's handlers read and write. ``settings`` are in the order of the declared settings."""
 
-    image: gr.Image
+    image: gr.Image | gr.ImageEditor
+    canvas: Canvas | None
     prompt: gr.Textbox
     run: gr.Button
     cancel: gr.Button
@@ -43,18 +47,10 @@ def lay_out(app: App, declared: tuple[Setting, ...]) -> Widgets:
     notice = gr.HTML(visible=False, elem_classes="plain", elem_id=f"{app.name}-notice")
     with gr.Row(equal_height=False, elem_classes="work"):
         with gr.Column(scale=5, min_width=300, elem_classes="inputs"):
-            image = gr.Image(
-                type="filepath",
-                image_mode=None,
-                format="png",
-                sources=["upload", "clipboard", "webcam"],
-                height=IMAGE_HEIGHT,
-                label="Image",
-                show_label=False,
-                elem_id=f"{app.name}-image",
-                buttons=["fullscreen"],
-            )
-            size = gr.HTML(look.size_line(None), elem_classes="plain", elem_id=f"{app.name}-size")
+            canvas = lay_out_canvas(app.name) if app.editor == CANVAS else None
+            image = canvas.editor if canvas else image_input(app.name)
+            first = fit_size(*canvas.size.value, _default(declared, "resolution")) if canvas else None
+            size = gr.HTML(look.size_line(first), elem_classes="plain", elem_id=f"{app.name}-size")
             prompt = gr.Textbox(
                 label=PROMPT.label,
                 placeholder="What should be drawn? Press Enter to run.",
@@ -90,6 +86,7 @@ def lay_out(app: App, declared: tuple[Setting, ...]) -> Widgets:
             )
     return Widgets(
         image=image,
+        canvas=canvas,
         prompt=prompt,
         run=run,
         cancel=cancel,
@@ -102,6 +99,25 @@ def lay_out(app: App, declared: tuple[Setting, ...]) -> Widgets:
         status=status,
         mend=mend,
         gallery=gallery,
+    )
+
+
+def _default(declared: tuple[Setting, ...], name: str) -> int:
+    return next(int(s.default) for s in declared if s.name == name)
+
+
+def image_input(name: str, height: int = IMAGE_HEIGHT) -> gr.Image:
+    """Draw the place for a picture of the page called ``name``."""
+    return gr.Image(
+        type="filepath",
+        image_mode=None,
+        format="png",
+        sources=["upload", "clipboard", "webcam"],
+        height=height,
+        label="Image",
+        show_label=False,
+        elem_id=f"{name}-image",
+        buttons=["fullscreen"],
     )
 
 

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 import annotators
@@ -11,6 +9,7 @@ from apps.page import notices
 from apps.page.model import Model
 from apps.page.notices import about, detector_state
 from core.errors import WeightsMissing
+from core.weights.registry import Registry
 from tests.apps.fakes import FakePipeline
 
 (CANNY,) = find_apps(["canny"])
@@ -28,10 +27,15 @@ def test_a_detector_without_weights_and_a_model_with_all_need_no_words() -> None
     assert about(CANNY, MODEL) == ""
 
 
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no weights be on this computer, whatever is."""
+    monkeypatch.setattr(Registry, "find", lambda self, name: None)
+
+
 def test_missing_detector_weights_say_how_to_get_them_and_that_a_ready_map_does_too(
-    weighty: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    weighty: None, no_weights: None
 ) -> None:
-    monkeypatch.setenv("CONTROLNET_CKPTS", str(tmp_path))
     note = about(CANNY, MODEL)
     for words in ("493 MB", "Licence: MIT", "python -m core.weights get midas", "None: my image is already"):
         assert words in note
@@ -63,12 +67,9 @@ def test_both_the_detector_and_the_controlnet_may_be_missing(
     assert note.count('role="alert"') == 2 and "control_sd15_canny" in note
 
 
-def test_every_detector_that_needs_weights_says_where_they_come_from(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("CONTROLNET_CKPTS", str(tmp_path))
+def test_every_detector_that_needs_weights_says_where_they_come_from(no_weights: None) -> None:
     for name in annotators.names():
         annotator, state = annotators.load(name), detector_state(name)
-        if annotator.weights is not None and not state.remark:
+        if annotator.weights is not None:
             assert f"python -m core.weights get {annotator.weights}" in state.problem
             assert "Licence" in state.problem
