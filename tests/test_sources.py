@@ -15,7 +15,8 @@ FOLDER = Path(__file__).parents[1] / "test_imgs"
 FILES = sorted(
     path for path in FOLDER.iterdir() if path.name != "SOURCES.md" and not path.name.startswith(".")
 )
-LICENCES = {"public domain", "CC0 1.0", "MIT"}
+LICENCES = {"public domain", "CC0 1.0", "MIT", "Apache-2.0"}
+KINDS = {"photo", "silhouette", "toy", "edges", "drawing", "depth", "normal", "pose", "seg"}
 
 
 def rows() -> dict[str, list[str]]:
@@ -33,7 +34,6 @@ def test_every_picture_is_listed_and_every_listed_picture_is_there() -> None:
     assert sorted(rows()) == [path.name for path in FILES]
     assert len(FILES) >= 10
 
-
 @pytest.mark.parametrize("name", sorted(rows()))
 def test_a_picture_has_words_an_author_a_licence_and_a_place(name: str) -> None:
     words, author, licence, place = rows()[name]
@@ -50,7 +50,7 @@ def test_a_picture_opens_and_has_its_kind(path: Path) -> None:
     picture = to_rgb(path)
     assert min(picture.shape[:2]) >= 300 and max(picture.shape[:2]) <= 640
     kind = path.name.partition("_")[0]
-    assert kind in {"photo", "silhouette", "toy", "edges", "drawing"}
+    assert kind in KINDS
     assert looks_inverted(picture) == (kind in {"silhouette", "drawing"})
     if kind == "edges":
         assert set(np.unique(picture)) == {0, 255}

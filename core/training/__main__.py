@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--count", type=int, default=256, help="scenes (default 256)")
     sub.add_argument("--steps", type=int, default=20, help="sampling steps (default 20)")
     sub.add_argument("--sheet", type=Path, help="PNG of the first scenes: scene, hint, result")
+    sub.add_argument("--control", help="measure only how well this control is obeyed")
     return top
 
 
@@ -68,8 +69,11 @@ def main() -> None:
     args = parser().parse_args()
     config = load_config(args.config)
     if args.command == "evaluate":
-        from core.training.demo import evaluate_demo
+        from core.training.demo import evaluate_control, evaluate_demo
 
+        if args.control is not None:
+            print(evaluate_control(args.control, args.count, args.steps, args.sheet))
+            return
         report = evaluate_demo(args.count, args.steps, args.sheet)
         print(report.table())
         print(f"\n{report.seconds_per_picture:.2f} s a picture")

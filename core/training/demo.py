@@ -91,6 +91,18 @@ def evaluate_demo(count: int, steps: int, sheet: Path | None) -> Report:
     return report
 
 
+def evaluate_control(control: str, count: int, steps: int, picture: Path | None) -> str:
+    """Return a Markdown table that tells how well ``control`` of the bundled demo model is obeyed."""
+    from core.loading import load_pipeline
+    from core.training.evaluate_controls import HEADER, obedience, sheet
+    from core.training.toyworld.sprites import SpriteLibrary
+
+    found = obedience(load_pipeline("demo"), SpriteLibrary.load(), control, count, steps=steps)
+    if picture is not None:
+        cv2.imwrite(str(picture), sheet(found.examples)[:, :, ::-1])
+    return f"{HEADER}\n{found.row()}"
+
+
 def hint_rgb(hint: np.ndarray) -> np.ndarray:
     """Return (H, W, 3) uint8 of a one-channel hint (H, W)."""
     return np.repeat(hint[:, :, None], 3, axis=2)

@@ -19,9 +19,11 @@ from tqdm import tqdm
 from core.training.data import Scenes
 from core.training.toyworld.scene import Scene, make_scene
 from core.training.toyworld.sprites import SpriteLibrary
+from core.training.toyworld.truth import Truth
 
 Image = NDArray[np.uint8]
-DETECT_AT = (256, 256, 256, 512)  # px; the demo model's own size mostly, and the detectors' default
+DETECT_AT = (256, 256, 256, 256, 256, 512)  # px; the demo model's own size mostly, or the detectors' default
+PEOPLE = {"man", "woman", "boy", "girl", "person", "men", "women", "boys", "girls", "people", "persons"}
 
 
 def photographed(image: Image, rng: random.Random) -> Image:
@@ -38,7 +40,7 @@ def photographed(image: Image, rng: random.Random) -> Image:
     seen = np.clip(out, 0, 255).astype(np.uint8)
     if rng.random() < 0.5:
         _, coded = cv2.imencode(".jpg", seen, [cv2.IMWRITE_JPEG_QUALITY, rng.randint(40, 95)])
-        seen = cv2.imdecode(coded, cv2.IMREAD_COLOR).astype(np.uint8)
+        seen = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), np.uint8)
     return seen
 
 
@@ -80,31 +82,41 @@ def mlsd_hint(scene: Scene, rng: random.Random) -> Image:
 
 def depth_hint(scene: Scene, rng: random.Random) -> Image:
     """Return the true depth (H, W), light is near, scaled to all of 0 to 255 as the depth app does."""
-    depth = scene.truth.depth
+    return (_nearness(scene) * 255).astype(np.uint8)
+
+
+def _nearness(scene: Scene) -> NDArray[np.float32]:
+    """Return the true depth (H, W), from 0 for the farthest to 1 for the nearest pixel."""
+    depth = _truth(scene).depth
     low, high = float(depth.min()), float(depth.max())
-    return ((depth - low) / max(high - low, 1e-6) * 255).astype(np.uint8)
+    return np.asarray((depth - low) / max(high - low, 1e-6), np.float32)
+
+
+def _truth(scene: Scene) -> Truth:
+    if scene.truth is None:
+        raise ValueError(f"scene {scene.seed} was made without its truth: ask make_scene for it.")
+    return scene.truth
 
 
 def normal_hint(scene: Scene, rng: random.Random) -> Image:
-    """Return the true normals (H, W, 3) in the channel order of ControlNet 1.0."""
-    from annotators.normal import normals_from_depth
-
-    normals = normals_from_depth(scene.truth.depth, rng.choice((0.4, 0.4, 0.2)))
-    return np.ascontiguousarray(normals[:, :, ::-1])
+    """Return the true normals (H, W, 3), in ControlNet 1.0's channel order; what is far faces the viewer."""
+    normals = _truth(scene).normals.copy()
+    normals[_nearness(scene) < rng.choice((0.4, 0.4, 0.2))] = (0, 0, 1)
+    return np.ascontiguousarray((normals * 127.5 + 127.5).astype(np.uint8)[:, :, ::-1])
 
 
 def seg_hint(scene: Scene, rng: random.Random) -> Image:
     """Return the true classes (H, W, 3) in ADE20K's colours."""
     from annotators.ade20k import PALETTE
 
-    return np.asarray(PALETTE[scene.truth.segmentation], np.uint8)
+    return np.asarray(PALETTE[_truth(scene).segmentation], np.uint8)
 
 
 def openpose_hint(scene: Scene, rng: random.Random) -> Image:
     """Return the skeletons (H, W, 3) of the people in the scene."""
-    from core.training.skeletons import draw_people
+    from annotators.skeleton import Person, draw
 
-    return draw_people(scene)
+    return draw([Person(points.astype(np.float64)) for points in scene.people], scene.image.shape[:2])
 
 
 HINT_MAKERS: dict[str, Callable[[Scene, random.Random], Image]] = {
@@ -117,7 +129,24 @@ HINT_MAKERS: dict[str, Callable[[Scene, random.Random], Image]] = {
     "openpose": openpose_hint,
 }
 CONTROLS = ("canny", *HINT_MAKERS)
-NEEDS_TRUTH = {"depth", "normal", "seg", "openpose"}
+DETECTORS = {"canny": "canny", "hed": "hed", "scribble": "fake_scribble", "mlsd": "mlsd"}
+NEEDS_TRUTH = {"depth", "normal", "seg"}
+
+
+def plain_hint(control: str, scene: Scene) -> Image:
+    """Return the hint (H, W[, 3]) that a person would get: an unspoilt picture, the apps' own settings."""
+    if control in DETECTORS:
+        return found_lines(control, scene.image)
+    return HINT_MAKERS[control](scene, random.Random(0))
+
+
+def found_lines(control: str, image: Image) -> Image:
+    """Return what the detector of a control of lines finds in ``image`` (H, W, 3), as (H, W)."""
+    import annotators
+
+    annotator = annotators.load(DETECTORS[control])
+    resolution = None if annotator.resolution is None else min(image.shape[:2])
+    return _grey(annotator(image, size=image.shape[:2], resolution=resolution).hint)
 
 
 def _hint_chunk(seeds: list[int], control: str, sprites: Path, size: int) -> Image:
@@ -134,13 +163,13 @@ def _hint_chunk(seeds: list[int], control: str, sprites: Path, size: int) -> Ima
 def select(data: Path, control: str, count: int) -> list[int]:
     """Return the indices of the first ``count`` scenes that the control can learn from.
 
-    The pose control learns from scenes with people; one in eight shows none, and its map is black.
+    The pose control learns from scenes with people; one in eight of the others, whose map is black, is added.
     """
     captions = Scenes.open(data).captions
-    if control != "openpose":
-        return list(range(min(count, len(captions))))
-    people = json.loads((data / "people.json").read_text())
-    return [i for i, n in enumerate(people) if n or i % 8 == 0][:count]
+    if control == "openpose":
+        shows = [bool(PEOPLE & set(caption.lower().replace(",", " ").split())) for caption in captions]
+        return [i for i, there in enumerate(shows) if there or i % 8 == 0][:count]
+    return list(range(min(count, len(captions))))
 
 
 def cache_hints(data: Path, control: str, sprites: Path, *, count: int, workers: int = 2) -> None:
@@ -154,7 +183,7 @@ def cache_hints(data: Path, control: str, sprites: Path, *, count: int, workers:
     which = select(data, control, count)
     chunks = [which[i : i + 64] for i in range(0, len(which), 64)]
     partial_path = data / f"hints_{control}.partial.npy"
-    hints: NDArray[np.uint8] | None = None
+    hints: np.memmap | None = None
     done = 0
     with ProcessPoolExecutor(workers) as pool:
         work = pool.map(partial(_hint_chunk, control=control, sprites=sprites, size=size), chunks)
