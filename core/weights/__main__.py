@@ -32,7 +32,8 @@ def get(registry: Registry, names: Sequence[str]) -> int:
     failed = False
     for row in registry.expand(names):
         found = registry.find(row.name)
-        if found is not None:
+        # A bundled file may stand in for a published one: who asks for that by name gets it.
+        if found is not None and (row.repo is None or not registry.is_bundled(found)):
             print(f"{row.name}: already here, {found}")
             continue
         if row.repo is None:

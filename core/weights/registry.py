@@ -160,6 +160,10 @@ class Registry:
                     return folder / candidate
         return None
 
+    def is_bundled(self, path: Path) -> bool:
+        """Say whether this file comes with the project."""
+        return any(row.repo is None and path == self.home / row.path for row in self.files.values())
+
     def locate(self, name: str) -> Path:
         """Return where the file, or one that does as well, lies.
 

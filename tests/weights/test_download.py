@@ -196,6 +196,23 @@ def test_what_is_here_is_not_fetched_again(
     assert "already here" in capsys.readouterr().out
 
 
+def test_a_bundled_stand_in_does_not_keep_the_published_file_from_being_fetched(
+    hub: Hub, folder: Path, tmp_path: Path
+) -> None:
+    path = write_registry(tmp_path)
+    content = json.loads(path.read_text())
+    content["files"]["mine"]["alternatives"] = ["along.safetensors"]
+    content["files"]["along"] = {
+        key: value for key, value in content["files"]["mine"].items() if key in ("title", "kind", "licence")
+    } | {"path": "along.safetensors"}
+    path.write_text(json.dumps(content))
+    (tmp_path / "along.safetensors").write_bytes(b"anything")
+    assert Registry.load(path).find("mine") == tmp_path / "along.safetensors"
+    done = run(hub, path, "get", "mine", "along")
+    assert done.returncode == 0 and "along: already here" in done.stdout
+    assert (folder / "a.safetensors").exists()
+
+
 def test_one_file_that_fails_does_not_keep_the_others_back(hub: Hub, folder: Path, tmp_path: Path) -> None:
     content = json.loads(write_registry(tmp_path).read_text())
     content["files"] = {

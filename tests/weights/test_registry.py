@@ -8,6 +8,7 @@ import pytest
 
 from core.config import config_names, load_config
 from core.errors import WeightsMissing
+from core.weights.download import check_file
 from core.weights.registry import HOME, Registry, RegistryError
 
 ROW = {
@@ -55,7 +56,7 @@ def test_the_nine_apps_have_their_weights_listed() -> None:
         kinds = [row.kind for row in registry.expand([app])]
         assert kinds[0] == "control"
         assert all(kind == "detector" for kind in kinds[1:])
-    detectors = {row.name for row in registry.files.values() if row.kind == "detector"}
+    detectors = {row.name for row in registry.files.values() if row.kind == "detector" and row.repo}
     assert detectors == {row.name for row in registry.expand(["detectors"])}
 
 
@@ -67,9 +68,28 @@ def test_no_digest_or_place_stands_twice() -> None:
     assert len({row.path for row in rows}) == len(rows)
 
 
-def test_only_the_demo_comes_with_the_project() -> None:
-    for row in Registry.load().files.values():
-        assert (row.repo is None) == row.path.startswith("demo/")
+def test_the_demo_and_two_detectors_come_with_the_project() -> None:
+    registry = Registry.load()
+    for row in registry.files.values():
+        assert (row.repo is None) == row.path.startswith(("demo/", "detectors/"))
+    assert [row.name for row in registry.files.values() if row.path.startswith("detectors/")] == [
+        "hed_bundled",
+        "mlsd_bundled",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "published"), [("hed", "ControlNetHED.pth"), ("mlsd", "mlsd_large_512_fp32.pth")]
+)
+def test_a_bundled_detector_is_found_until_the_published_one_is_there(
+    folder: Path, name: str, published: str
+) -> None:
+    registry = Registry.load()
+    bundled = registry.locate(name)
+    assert bundled == HOME / "detectors" / f"{name}.safetensors" and registry.is_bundled(bundled)
+    assert check_file(registry, bundled) is None
+    (folder / published).touch()
+    assert registry.locate(name) == folder / published and not registry.is_bundled(folder / published)
 
 
 def test_what_may_not_be_used_commercially_says_so() -> None:
