@@ -23,6 +23,7 @@ def _training(parser: argparse.ArgumentParser, *, steps: int, rate: float, batch
     parser.add_argument("--steps", type=int, default=steps, help=f"optimiser steps in all (default {steps})")
     parser.add_argument("--minutes", type=float, help="end this run after so long; the next one resumes")
     parser.add_argument("--rate", type=float, default=rate, help=f"learning rate (default {rate:g})")
+    parser.add_argument("--warmup", type=int, default=100, help="first steps, over which the rate rises")
     parser.add_argument("--decay", type=int, default=0, help="last steps over which the rate falls to zero")
     parser.add_argument("--batch", type=int, default=batch, help=f"samples a step (default {batch})")
 
@@ -117,6 +118,7 @@ def run_stage(args: argparse.Namespace, config: ModelConfig) -> None:
         steps=args.steps,
         minutes=args.minutes,
         learning_rate=args.rate,
+        warmup=args.warmup,
         decay=args.decay,
     )
     if args.command == "decoder":

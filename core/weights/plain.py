@@ -10,6 +10,7 @@ import torch
 
 from core.errors import CheckpointMismatch
 from core.weights.checkpoint import Plan, describe_misfit, fill, plan_sources
+from core.weights.convert import Sources
 from core.weights.formats import open_tensors
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def load_plain(
         net = build(file.metadata)
     wanted = {key: value for key, value in net.state_dict().items() if not key.endswith(COUNTERS)}
     prefix = "module." if file.tensors and all(key.startswith("module.") for key in file.tensors) else ""
-    sources = {ours: (prefix + (key_of(ours) if key_of else ours),) for ours in wanted}
+    sources: Sources = {ours: (prefix + (key_of(ours) if key_of else ours),) for ours in wanted}
     plan: Plan = plan_sources(wanted, sources, file.tensors)
     used = {keys[0] for keys in sources.values()}
     plan.unexpected = [
