@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -165,12 +166,9 @@ class UniFormer(nn.Module):
         super().__init__()
         channels = 3
         for number, (dim, depth) in enumerate(zip(config.dims, config.depths, strict=True), start=1):
-            with_attention = number > 2
-            blocks = (
-                AttentionBlock(dim, config.head_dim) if with_attention else ConvBlock(dim) for _ in range(depth)
-            )
+            make = partial(AttentionBlock, dim, config.head_dim) if number > 2 else partial(ConvBlock, dim)
             self.add_module(f"patch_embed{number}", PatchEmbed(channels, dim, 4 if number == 1 else 2))
-            self.add_module(f"blocks{number}", nn.Sequential(*blocks))
+            self.add_module(f"blocks{number}", nn.Sequential(*(make() for _ in range(depth))))
             self.add_module(f"norm{number}", nn.LayerNorm(dim, eps=1e-6))
             channels = dim
 
@@ -203,7 +201,7 @@ class ConvUnit(nn.Module):
 
 
 class UperHead(nn.Module):
-    """From the features of all stages to the classes' logits. Source: Xiao et al. 2018, as in mmsegmentation."""
+    """All stages' features to the classes' logits. Source: Xiao et al. 2018, as in mmsegmentation."""
 
     def __init__(self, config: UniFormerConfig) -> None:
         """Make the layers."""
@@ -267,8 +265,8 @@ def convolve_resized(x: Tensor, kernel: Tensor, size: tuple[int, int]) -> Tensor
     """Resize (B, c, h, w) to ``size`` = (H, W), bilinearly, and convolve with (out, c, 3, 3), padded by 1.
 
     Resizing, and shifting by a pixel for each of the kernel's nine taps, are sums over rows and columns, and
-    the taps mix channels: the order is free. With the taps first, on the small (h, w), it is a quarter or less
-    of the multiplications.
+    the taps mix channels: the order is free. With the taps first, on the small (h, w), a quarter or less of
+    the multiplications remains.
     """
     taps = functional.conv2d(x, kernel.permute(2, 3, 0, 1).flatten(0, 2)[:, :, None, None])
     taps = taps.unflatten(1, (3, 3, -1))  # (B, 3, 3, out, h, w)
