@@ -131,7 +131,8 @@ class ResultCache:
 class Annotator(ABC):
     """Turns a picture into a hint. A detector declares its controls and says only what is its own.
 
-    ``params`` are drawn by the page and passed to ``detect`` by name. ``resolution`` is the slider of the
+    ``params`` are drawn by the page and passed to ``detect`` by name; so are ``more_params``, but they are
+    drawn only where all detectors stand side by side. ``resolution`` is the slider of the
     short side at which the detector works; None means that it works at the output's size. ``auto_range`` is
     within which short sides it works well, for the resolution "auto". ``interpolation`` brings the found map
     to the output's size. ``weights`` is a name in ckpts/registry.yaml, ``demo_weights`` that of a bundled
@@ -140,6 +141,7 @@ class Annotator(ABC):
 
     title: ClassVar[str] = ""
     params: ClassVar[tuple[Slider | Checkbox, ...]] = ()
+    more_params: ClassVar[tuple[Slider | Checkbox, ...]] = ()
     resolution: ClassVar[Slider | None] = None
     auto_range: ClassVar[tuple[int, int] | None] = None
     interpolation: ClassVar[int] = cv2.INTER_LINEAR
@@ -231,7 +233,7 @@ class Annotator(ABC):
         return _annotation(hint, self.preview(hint), found.data)
 
     def _check_params(self, params: dict[str, Any]) -> dict[str, Any]:
-        declared = {param.name: param for param in self.params}
+        declared = {param.name: param for param in (*self.params, *self.more_params)}
         unknown = sorted(set(params) - set(declared))
         if unknown:
             known = ", ".join(declared) or "none"
