@@ -11,7 +11,8 @@ APP = App(
     control="depth",
     aliases=("depth2image", "gradio_depth2image"),
     examples=(
-        Example("depth_toy.png", "a red car on green grass", "none"),
+        Example("depth_camel.png", "a camel on orange sand in a desert", "none"),
+        Example("depth_pickup_truck.png", "an orange pickup truck on green grass", "none"),
         Example("toy_ambulance.png", "an ambulance on a gray road under a blue sky"),
         Example("toy_cupcake_and_crown.png", "a cupcake in front of a crown on a wooden table"),
         Example("photo_coffee.jpg", "a cup of coffee on a wooden table"),

@@ -11,7 +11,8 @@ APP = App(
     control="normal",
     aliases=("normal2image", "gradio_normal2image"),
     examples=(
-        Example("normal_toy.png", "a red car on green grass", "none"),
+        Example("normal_turtle.png", "a green turtle on a plain yellow background", "none"),
+        Example("normal_chick.png", "a yellow chick on a road under a blue sky", "none"),
         Example("toy_deer.png", "a brown deer on white snow"),
         Example("toy_umbrella_and_bucket.png", "a red umbrella behind a yellow bucket on an orange carpet"),
         Example("photo_astronaut.jpg", "an astronaut in front of a red wall"),

@@ -11,7 +11,8 @@ APP = App(
     control="openpose",
     aliases=("openpose", "pose2image", "gradio_pose2image"),
     examples=(
-        Example("pose_toy.png", "a person on green grass under a blue sky", "none"),
+        Example("pose_jumping.png", "a man in a red shirt jumping on green grass under a blue sky", "none"),
+        Example("pose_three_people.png", "three people on a sandy beach", "none"),
         Example("photo_astronaut.jpg", "an astronaut in front of a red wall"),
         Example("photo_camera.jpg", "a man with a camera on green grass"),
     ),
