@@ -24,9 +24,7 @@ class Hed(Annotator):
     def __init__(self) -> None:
         """Load nothing."""
         super().__init__()
-        self._edges = (
-            ResultCache()
-        )  # before resizing: another output size, or fake scribbles, need no network
+        self._edges = ResultCache()  # not yet resized: fake scribbles take them too
 
     def detect(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Find the soft edges of (h, w, 3) uint8 RGB as (h, w) uint8."""

@@ -41,7 +41,7 @@ class Mlsd(Annotator):
         1024,
         512,
         1,
-        "Short side, in pixels, at which lines are sought.",
+        "Short side, in pixels, at which lines are found.",
     )
     interpolation = cv2.INTER_NEAREST
     weights = "mlsd"
