@@ -102,7 +102,10 @@ def declare(annotator: Annotator, resolution: int, cfg_scale: float = 9.0) -> tu
     """
     detector: tuple[Setting, ...] = annotator.params
     if annotator.resolution is not None:
-        detector = (replace(annotator.resolution, name="detect_resolution"), AUTO, *detector)
+        own = annotator.resolution
+        # Not finer than what a small model draws: thin lines would come out dashed, and it takes longer.
+        start = min(own.default, max(own.minimum, resolution))
+        detector = (replace(own, name="detect_resolution", default=start), AUTO, *detector)
     return (
         Slider("num_samples", "Images", 1, MAX_SAMPLES, 1),
         Slider("resolution", "Image Resolution", 256, 768, min(max(resolution, 256), 768), 64),

@@ -107,3 +107,9 @@ def test_whole_floats_from_a_browser_are_taken_as_whole_numbers() -> None:
 def test_control_cannot_start_after_its_end() -> None:
     with pytest.raises(ValueError, match="start is 0.8, after end 0.2"):
         parse(defaults(start=0.8, end=0.2), declared())
+
+
+@pytest.mark.parametrize(("model", "start"), [(256, 256), (512, 512), (768, 512)])
+def test_a_detector_starts_no_finer_than_the_model_draws(model: int, start: int) -> None:
+    by_name = {setting.name: setting for setting in declare(annotators.load("mlsd"), model)}
+    assert by_name["detect_resolution"].default == start
