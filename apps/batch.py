@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import annotators
+from annotators.networks import find_weights
 from apps.batching.files import check_writable
 from apps.batching.options import Options, parse_options
 from apps.batching.pictures import Found, Prompts, find_pictures
 from apps.batching.run import Plan, Report, plan, run
 from apps.batching.tasks import MAPS, Drawing, TrainingSet, Work
-from apps.page.notices import detector_state
 from apps.page.settings import DETECT
 from core.errors import SuiteError
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from apps.page.model import Pipeline
 
 SHOWN = 3
+STAND_IN = "a stand-in for pictures of the toy world. On photos its maps are poor. Get the real one:"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,15 +74,19 @@ def _look(cli: argparse.ArgumentParser, options: Options) -> tuple[Found, Prompt
 
 
 def _work(options: Options, prompts: Prompts) -> Work:
-    """Say what is to do; the detector's weights are looked for, since nothing can be made without."""
+    """Say what is to do.
+
+    Raises:
+        WeightsMissing: the detector's weights are not here; says how to get them.
+    """
     weights = None
     if options.values["preprocessor"] == DETECT:
-        state = detector_state(options.app.annotator)
-        if state.problem:
-            raise SuiteError(state.problem)
-        if state.remark:
-            print(state.remark)
-        weights = "stand-in" if state.remark else annotators.load(options.app.annotator).weights
+        annotator = annotators.load(options.app.annotator)
+        if annotator.weights is not None:
+            used = find_weights(annotator.weights, annotator.demo_weights)
+            weights = used.name
+            if used.demo:
+                print(f"{used.title}: {STAND_IN} python -m core.weights get {annotator.weights}")
     return Work(
         options.app, options.output, options.declared, options.values, prompts, weights, options.pose_json
     )
