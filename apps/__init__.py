@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
-import annotators
 from apps.spec import App, Page
 
 __all__ = ["ALL", "App", "Page", "all_apps", "all_pages", "find_apps", "find_pages"]
@@ -28,9 +27,7 @@ def all_pages() -> tuple[Page, ...]:
         if _DEFINES_APP.search(path.read_text(encoding="utf-8"))
     ]
     pages = [importlib.import_module(f"{__name__}.{module}").APP for module in modules]
-    detectors = annotators.names()
-    there = [page for page in pages if not isinstance(page, App) or page.annotator in detectors]
-    return tuple(sorted(there, key=lambda page: (page.order, page.name)))
+    return tuple(sorted(pages, key=lambda page: (page.order, page.name)))
 
 
 def all_apps() -> tuple[App, ...]:

@@ -13,6 +13,7 @@ APP = App(
     examples=(
         Example("pose_jumping.png", "a man in a red shirt jumping on green grass under a blue sky", "none"),
         Example("pose_three_people.png", "three people on a sandy beach", "none"),
+        Example("toy_jumping.png", "a man in a green shirt jumping on white snow"),
         Example("photo_astronaut.jpg", "an astronaut in front of a red wall"),
         Example("photo_camera.jpg", "a man with a camera on green grass"),
     ),

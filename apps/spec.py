@@ -59,3 +59,20 @@ class App(Page):
     annotator: str
     control: str
     editor: Literal["", "canvas"] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One detector on the page of all detectors: its heading and its own defaults there."""
+
+    annotator: str
+    title: str
+    resolution: int = 512
+    defaults: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workbench(Page):
+    """Detectors side by side on one picture; nothing is drawn, and no model is needed."""
+
+    cards: tuple[Card, ...]

@@ -14,18 +14,27 @@ import gradio as gr  # noqa: E402
 
 import annotators  # noqa: E402
 from apps.page import look  # noqa: E402
-from apps.page.api import add_endpoint  # noqa: E402
+from apps.page.annotate import Bench  # noqa: E402
+from apps.page.annotate import connect as connect_bench  # noqa: E402
+from apps.page.api import add_annotate_endpoint, add_endpoint  # noqa: E402
+from apps.page.bench import BenchWidgets  # noqa: E402
+from apps.page.bench import lay_out as lay_out_bench  # noqa: E402
 from apps.page.events import connect, share_inputs  # noqa: E402
 from apps.page.handlers import Handlers, file_path  # noqa: E402
 from apps.page.layout import Widgets, lay_out  # noqa: E402
 from apps.page.model import Model, Pipeline  # noqa: E402
 from apps.page.notices import about  # noqa: E402
 from apps.page.settings import declare  # noqa: E402
-from apps.spec import EXAMPLES_DIR, App, Page  # noqa: E402
+from apps.spec import EXAMPLES_DIR, App, Page, Workbench  # noqa: E402
 
 TITLE = "ControlNet"
 MAX_UPLOAD = "20mb"
 MAX_WAITING = 20  # visitors in the queue; more are told to come back
+ON_LOAD: dict[str, Any] = {
+    "show_progress": "hidden",
+    "concurrency_limit": None,
+    "api_visibility": "private",
+}
 CLEAN_EVERY_SECONDS, KEEP_SECONDS = 3600, 24 * 3600
 
 
@@ -42,37 +51,45 @@ def build(pages: Sequence[Page], model: Model | Pipeline | None) -> gr.Blocks:
             look.header(shared), js_on_load=look.THEME_SWITCH, elem_classes="plain", elem_id="head"
         )
         if len(pages) == 1:
-            added = [_add(pages[0], shared)]
+            added = {pages[0]: _add(pages[0], shared, blocks)}
         else:
-            tabs, added = [], []
+            tabs, added = [], {}
             with gr.Tabs(elem_classes="apps"):
                 for page in pages:
                     with gr.Tab(page.tab, id=page.name) as tab:
-                        added.append(_add(page, shared))
+                        added[page] = _add(page, shared, blocks)
                     tabs.append(tab)
-            share_inputs(tabs, [None if w.canvas else w.image for w in added])
-            share_inputs(tabs, [w.prompt for w in added])
-        drawn = {page: w.notice for page, w in zip(pages, added, strict=True) if isinstance(page, App)}
+            share_inputs(tabs, [w.image if isinstance(w.image, gr.Image) else None for w in added.values()])
+            share_inputs(tabs, [w.prompt if isinstance(w, Widgets) else None for w in added.values()])
         if shared is not None:
-            blocks.load(
-                _follow_loading(tuple(drawn), shared),
-                None,
-                [head, *drawn.values()],
-                show_progress="hidden",
-                concurrency_limit=None,
-                api_visibility="private",
-            )
+            drawing = {p: w for p, w in added.items() if isinstance(p, App) and isinstance(w, Widgets)}
+            notices = [w.notice for w in drawing.values()]
+            blocks.load(_follow_loading(list(drawing), shared), None, [head, *notices], **ON_LOAD)
     return blocks.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
 
 
-def _add(page: Page, model: Model | None) -> Widgets:
-    assert isinstance(page, App) and model is not None
+def _add(page: Page, model: Model | None, blocks: gr.Blocks) -> Widgets | BenchWidgets:
+    if isinstance(page, Workbench):
+        return _add_bench(page, blocks)
+    assert isinstance(page, App)
+    if model is None:
+        raise ValueError(f"The app {page.name} draws: give it a model.")
     declared = declare(annotators.load(page.annotator), model.resolution, model.cfg_scale)
     widgets = lay_out(page, declared)
     read = widgets.canvas.read if widgets.canvas else file_path
     handlers = Handlers(page, declared, model, Path(widgets.gallery.GRADIO_CACHE), read)
     connect(page, widgets, handlers)
     add_endpoint(handlers)
+    return widgets
+
+
+def _add_bench(bench: Workbench, blocks: gr.Blocks) -> BenchWidgets:
+    widgets = lay_out_bench(bench)
+    handlers = Bench(bench, widgets)
+    connect_bench(handlers)
+    add_annotate_endpoint(handlers)
+    places = [component for card in widgets.cards for component in (card.note, card.map)]
+    blocks.load(handlers.check, None, places, **ON_LOAD)
     return widgets
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import Literal, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,8 +79,8 @@ def make_hint(app: App, path: str | Path | None, settings: Settings) -> Annotati
     size = fit_size(height, width, settings.resolution)
     annotator = annotators.load(app.annotator)
     if settings.preprocessor == DETECT:
-        resolution = "auto" if settings.auto_resolution else settings.detect_resolution
-        return annotator(picture, size=size, resolution=resolution, **dict(settings.detector))
+        own: Literal["auto"] | int | None = "auto" if settings.auto_resolution else settings.detect_resolution
+        return annotator(picture, size=size, resolution=own, **dict(settings.detector))
     return annotator.ready(picture, size=size, mend=settings.preprocessor == INVERTED_MAP)
 
 
@@ -117,7 +117,7 @@ def draw(
     annotation = make_hint(app, path, settings)
     request = make_request(app, annotation.hint, settings)
     shown = folder.save_map(annotation.preview, app, settings, request, model.name)
-    mendable = settings.preprocessor == READY_MAP and _mending_helps(app, annotation)
+    mendable = settings.preprocessor == READY_MAP and _mending_helps(app, path, settings, annotation)
     yield Frame("Map ready", (shown,), note=annotation.note, mendable=mendable)
     while not model.wait(LOADING_SECONDS):
         yield Frame(f"Loading {model.title}", (shown,))
@@ -129,9 +129,12 @@ def draw(
         yield from _follow(events, shown, request, app, settings, folder)
 
 
-def _mending_helps(app: App, annotation: Annotation) -> bool:
-    kind = annotators.load(app.annotator).kind
-    return bool(kind.doubt(annotation.hint)) and not kind.doubt(kind.mend(annotation.hint))
+def _mending_helps(app: App, path: str | Path | None, settings: Settings, taken: Annotation) -> bool:
+    """Tell whether the usual change of this kind of maps takes away the doubt about the map as it is."""
+    if not taken.note:
+        return False
+    mended = make_hint(app, path, replace(settings, preprocessor=INVERTED_MAP))
+    return not mended.note and not annotators.load(app.annotator).kind.doubt(mended.hint)
 
 
 def _follow(

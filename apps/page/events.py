@@ -40,9 +40,9 @@ def connect(app: App, widgets: Widgets, handlers: Handlers) -> None:
     preprocessor = w.settings["preprocessor"]
     buttons = [w.run, w.cancel, w.status, w.mend]
     show = SHOW_RESULTS.replace("ID", f"{app.name}-status")
-    starts = [_quietly(partial(gr.on, [w.run.click, w.prompt.submit], js=show), _busy, None, buttons)]
-    mended = _quietly(w.mend.click, _mend, None, [preprocessor])
-    starts.append(_quietly(partial(mended.then, js=show), _busy, None, buttons))
+    starts = [quietly(partial(gr.on, [w.run.click, w.prompt.submit], js=show), _busy, None, buttons)]
+    mended = quietly(w.mend.click, _mend, None, [preprocessor])
+    starts.append(quietly(partial(mended.then, js=show), _busy, None, buttons))
     outputs = [*image, w.prompt, w.randomize, *w.settings.values(), w.status, w.restore]
     placed = [
         w.restore.upload(
@@ -51,8 +51,8 @@ def connect(app: App, widgets: Widgets, handlers: Handlers) -> None:
     ]
     if w.examples is not None:
         outputs = [*image, w.prompt, preprocessor]
-        placed.append(_quietly(w.examples.click, _fill_from(app), [w.examples], outputs))
-        starts.append(_quietly(partial(placed[-1].then, js=show), _busy, None, buttons))
+        placed.append(quietly(w.examples.click, _fill_from(app), [w.examples], outputs))
+        starts.append(quietly(partial(placed[-1].then, js=show), _busy, None, buttons))
     running = [_run_after(start, w, handlers) for start in starts]
     w.cancel.click(
         None, None, [w.status], js=STOPPING, cancels=running, show_progress="hidden", api_visibility="private"
@@ -61,11 +61,11 @@ def connect(app: App, widgets: Widgets, handlers: Handlers) -> None:
         _announce([w.image.change], handlers.size, w.image, w)
         return
     opens = partial(gr.on, [w.canvas.open.click, w.canvas.editor.clear])
-    placed.append(_quietly(opens, _open_canvas, [w.canvas.width, w.canvas.height], [*image, preprocessor]))
+    placed.append(quietly(opens, _open_canvas, [w.canvas.width, w.canvas.height], [*image, preprocessor]))
     _announce([], handlers.canvas_size, w.canvas.size, w)
     for event in placed:  # a state's own change is not told where an event goes past the queue
         resolution = w.settings["resolution"]
-        _quietly(event.then, handlers.canvas_size, [w.canvas.size, resolution], [w.size])
+        quietly(event.then, handlers.canvas_size, [w.canvas.size, resolution], [w.size])
 
 
 def _announce(changes: list[Any], say: Callable[..., str], source: Component, w: Widgets) -> None:
@@ -119,11 +119,11 @@ def _run_after(event: Any, w: Widgets, handlers: Handlers) -> Any:
     # Not "then": Gradio calls that after a success and after a cancel, but not after an error. Cancelling
     # counts as a failure, and Gradio tells it only when the generator is closed and so the pipeline is free.
     for over in (running.success, running.failure):
-        _quietly(over, _ended, [w.status], [w.run, w.cancel, w.status])
+        quietly(over, _ended, [w.status], [w.run, w.cancel, w.status])
     return running
 
 
-def _quietly(
+def quietly(
     listen: Callable[..., Any],
     fn: Callable[..., Any],
     inputs: list[Component] | None,

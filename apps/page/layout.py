@@ -13,7 +13,7 @@ from apps.editors.canvas import CANVAS, Canvas
 from apps.editors.canvas import lay_out as lay_out_canvas
 from apps.page import look
 from apps.page.settings import PROMPT, Choice, Number, Setting, Text
-from apps.spec import App
+from apps.spec import App, Page
 from core.images import fit_size
 
 IMAGE_HEIGHT = 300
@@ -49,8 +49,8 @@ def lay_out(app: App, declared: tuple[Setting, ...]) -> Widgets:
         with gr.Column(scale=5, min_width=300, elem_classes="inputs"):
             canvas = lay_out_canvas(app.name) if app.editor == CANVAS else None
             image = canvas.editor if canvas else image_input(app.name)
-            first = fit_size(*canvas.size.value, _default(declared, "resolution")) if canvas else None
-            size = gr.HTML(look.size_line(first), elem_classes="plain", elem_id=f"{app.name}-size")
+            line = look.size_line(_first_size(canvas, declared))
+            size = gr.HTML(line, elem_classes="plain", elem_id=f"{app.name}-size")
             prompt = gr.Textbox(
                 label=PROMPT.label,
                 placeholder="What should be drawn? Press Enter to run.",
@@ -76,7 +76,7 @@ def lay_out(app: App, declared: tuple[Setting, ...]) -> Widgets:
                 buttons=["download", "download_all", "fullscreen"],
                 elem_id=f"{app.name}-gallery",
             )
-            examples = _examples(app)
+            examples = example_row(app)
             restore = gr.File(
                 label="Restore settings: drop a PNG made here",
                 file_types=[".png"],
@@ -102,8 +102,11 @@ def lay_out(app: App, declared: tuple[Setting, ...]) -> Widgets:
     )
 
 
-def _default(declared: tuple[Setting, ...], name: str) -> int:
-    return next(int(s.default) for s in declared if s.name == name)
+def _first_size(canvas: Canvas | None, declared: tuple[Setting, ...]) -> tuple[int, int] | None:
+    if canvas is None:
+        return None
+    height, width = canvas.size.value
+    return fit_size(height, width, next(int(s.default) for s in declared if s.name == "resolution"))
 
 
 def image_input(name: str, height: int = IMAGE_HEIGHT) -> gr.Image:
@@ -135,10 +138,10 @@ def _settings(app: App, declared: tuple[Setting, ...]) -> tuple[dict[str, Compon
                 continue
             partner = PAIRS.get(setting.name)
             if partner is None:
-                made[setting.name] = _component(app, setting)
+                made[setting.name] = component(app.name, setting)
                 continue
             with gr.Row(equal_height=True, elem_classes="pair"):
-                made[setting.name] = _component(app, setting)
+                made[setting.name] = component(app.name, setting)
                 if partner == "randomize":
                     randomize = gr.Checkbox(
                         value=True,
@@ -148,12 +151,13 @@ def _settings(app: App, declared: tuple[Setting, ...]) -> tuple[dict[str, Compon
                         min_width=120,
                     )
                 else:
-                    made[partner] = _component(app, by_name[partner])
+                    made[partner] = component(app.name, by_name[partner])
     return {setting.name: made[setting.name] for setting in declared}, randomize
 
 
-def _component(app: App, setting: Setting) -> Component:
-    info, name = setting.info or None, f"{app.name}-{setting.name}"
+def component(page: str, setting: Setting) -> Component:
+    """Draw a setting of the page called ``page``."""
+    info, name = setting.info or None, f"{page}-{setting.name}"
     if isinstance(setting, Checkbox):
         return gr.Checkbox(setting.default, label=setting.label, info=info, elem_id=name)
     if isinstance(setting, Choice):
@@ -189,18 +193,19 @@ def _component(app: App, setting: Setting) -> Component:
     )
 
 
-def _examples(app: App) -> gr.Dataset | None:
-    present = app.present_examples
+def example_row(page: Page, label: str = "Examples: one click makes a picture") -> gr.Dataset | None:
+    """Draw the examples whose pictures are there."""
+    present = page.present_examples
     if not present:
         return None
     return gr.Dataset(
         components=["image"],
         component_props=[{"type": "filepath", "format": "png", "image_mode": None}],
         samples=[[str(example.path)] for example in present],
-        label="Examples: one click makes a picture",
+        label=label,
         type="index",
         layout="gallery",
         samples_per_page=12,
-        elem_id=f"{app.name}-examples",
+        elem_id=f"{page.name}-examples",
         elem_classes="examples",
     )

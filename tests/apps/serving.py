@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from apps.page.model import Model, Pipeline
-from apps.spec import App
+from apps.spec import Page
 
 
 def free_port() -> int:
@@ -20,14 +20,14 @@ def free_port() -> int:
 
 @contextmanager
 def served(
-    apps: Sequence[App], model: Model | Pipeline, folder: Path, auth: tuple[str, str] | None = None
+    pages: Sequence[Page], model: Model | Pipeline | None, folder: Path, auth: tuple[str, str] | None = None
 ) -> Iterator[str]:
     """Yield the address of a page whose files lie in ``folder``."""
     before = os.environ.get("GRADIO_TEMP_DIR")
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     from apps.ui import build, serve
 
-    page = build(apps, model)
+    page = build(pages, model)
     try:
         yield serve(page, host="127.0.0.1", port=free_port(), auth=auth, quiet=True)
     finally:

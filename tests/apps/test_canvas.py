@@ -58,7 +58,7 @@ def test_what_the_editor_sends_in_pieces_arrives_too(canvas: Canvas, tmp_path: P
 
     blobs = {name: Path(sent[name]["path"]).read_bytes() for name in ("background", "composite")}
     canvas.editor.blob_storage["some-id"] = EditorDataBlobs(layers=[], **blobs)
-    payload = {"background": None, "layers": [], "composite": None, "id": "some-id"}
+    payload: dict[str, Any] = {"background": None, "layers": [], "composite": None, "id": "some-id"}
     np.testing.assert_array_equal(to_rgb(canvas.read(payload)), to_rgb(sent["composite"]["path"]))
 
 

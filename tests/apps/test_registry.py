@@ -47,15 +47,16 @@ def test_the_originals_names_and_headings_are_kept(file: str) -> None:
         assert (app.name, app.title) == (name, title)
 
 
-# Ready maps that are still to be made.
-COMING = {f"{kind}_toy.png" for kind in ("depth", "normal", "pose", "seg")}
-
-
 def test_every_example_is_there_and_has_a_prompt() -> None:
     for app in all_apps():
-        assert {e.image for e in app.examples} - {e.image for e in app.present_examples} <= COMING
-        assert len(app.present_examples) >= 2
+        assert app.present_examples == app.examples and len(app.examples) >= 3
         assert all(example.prompt for example in app.examples)
+
+
+@pytest.mark.parametrize("name", ["pose", "segmentation", "depth", "normal"])
+def test_apps_with_large_detectors_have_examples_that_need_none(name: str) -> None:
+    (app,) = find_apps([name])
+    assert any(example.preprocessor == "none" for example in app.examples)
 
 
 @pytest.mark.parametrize(
