@@ -23,6 +23,7 @@ OF_REQUEST = (
     *("negative_prompt", "num_samples", "steps", "sampler", "cfg_scale", "eta", "guess_mode", "seed"),
     *("strength", "start", "end"),
 )
+COMPRESSION = 3  # of a 768x512 photo: 0.05 s and 506 kB, where the usual 6 takes 0.16 s for 484 kB
 SHOWN = 3
 SHOWN_CHARS = 40
 
@@ -82,7 +83,7 @@ def save_map(image: NDArray[np.uint8], path: Path, facts: Mapping[str, Any]) -> 
     info = PngInfo()
     info.add_text(CHUNK, json.dumps(dict(facts), ensure_ascii=True))
     with replacing(path) as handle:
-        Image.fromarray(image).save(handle, format="PNG", pnginfo=info)
+        Image.fromarray(image).save(handle, format="PNG", pnginfo=info, compress_level=COMPRESSION)
 
 
 def read_map_facts(path: Path) -> Mapping[str, Any] | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from apps.batching import tasks
 from apps.batching.options import parse_options
 from apps.page.restore import restore
 from apps.spec import EXAMPLES_DIR
-from core.errors import SuiteError
+from core.errors import SuiteError, WeightsMissing
 from core.images import to_rgb
 from core.metadata import read_request
 from core.request import Progress, Request, Result
@@ -245,6 +247,27 @@ def test_a_failing_picture_is_told_with_its_reason(
     known = isinstance(failure, SuiteError)
     assert said.count("give fewer steps" if known else "something went wrong inside (TypeError)") == 2
     assert not files(out)
+
+
+def test_weights_that_turn_out_to_be_missing_are_told_once_and_end_the_run(
+    run: Batch, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def miss(*_: Any) -> None:
+        raise WeightsMissing("The hands' weights are not here: get them.")
+
+    monkeypatch.setattr(tasks, "make_hint", miss)
+    assert run() == 1
+    said = capsys.readouterr().out
+    assert said.count("get them") == 1 and "Not reached: 2." in said
+    assert not files(out)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names themselves")
+def test_a_name_that_is_no_text_is_told(run: Batch, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "a.png").rename(photos / os.fsdecode(b"\xff.png"))
+    assert run() == 1
+    said = capsys.readouterr().out
+    assert "Made 2, skipped 0, failed 1." in said and "\\udcff.png: its name is no UTF-8 text" in said
 
 
 def test_a_full_disk_stops_the_run_and_leaves_no_half_file(
