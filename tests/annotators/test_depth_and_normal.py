@@ -116,7 +116,12 @@ def test_depth_and_normals_share_one_run_of_the_network(
 ) -> None:
     runs = []
     infer = module._infer
-    monkeypatch.setattr(module, "_infer", lambda *given: runs.append(1) or infer(*given))
+
+    def counted(image: NDArray[np.uint8], weights: str) -> NDArray[np.float32]:
+        runs.append(weights)
+        return infer(image, weights)
+
+    monkeypatch.setattr(module, "_infer", counted)
     picture = PICTURES["wide"]
     annotators.load("depth")(picture, size=(64, 192), resolution=128)
     annotators.load("normal")(picture, size=(64, 192), resolution=128, background_threshold=0.3)

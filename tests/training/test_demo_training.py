@@ -251,7 +251,7 @@ def test_a_control_over_another_keeps_its_trunk_and_ships_the_rest(
 ) -> None:
     torch.manual_seed(0)
     unet = UNet(config.unet).requires_grad_(False)
-    torch.nn.init.normal_(unet.get_parameter("out.2.weight"), std=0.1)  # zero in a fresh one, which nothing could move
+    torch.nn.init.normal_(unet.get_parameter("out.2.weight"), std=0.1)  # a fresh one is zero
     trunk = ControlNet.from_unet(unet, config.control)
     export_control(config, trunk, tmp_path / "canny.safetensors")
     begin_with(tmp_path / "canny.safetensors", tmp_path / "run")
