@@ -77,7 +77,7 @@ def lines(image: NDArray[np.uint8], value_threshold: float, distance_threshold: 
         planes[0, :3] = torch.tensor(image).permute(2, 0, 1)
         maps = net((planes / 127.5 - 1.0).to(net.block23.conv3.weight))
         found = find_lines(maps[0], value_threshold, distance_threshold).float().cpu().numpy()
-    return np.asarray(found * np.float32([width / fitted[1], height / fitted[0]] * 2), dtype=np.float32)
+    return np.asarray(found * np.array([width / fitted[1], height / fitted[0]] * 2, np.float32), np.float32)
 
 
 def draw(found: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.uint8]:

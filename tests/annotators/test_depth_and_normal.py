@@ -23,7 +23,15 @@ from core.errors import WeightsMissing
 
 GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "midas" / "synthetic.safetensors")
 SMALL = MidasConfig(
-    width=64, depth=4, heads=2, grid=6, tap=2, layers=(1, 1, 1), stem=32, channels=(128, 128, 128), features=32
+    width=64,
+    depth=4,
+    heads=2,
+    grid=6,
+    tap=2,
+    layers=(1, 1, 1),
+    stem=32,
+    channels=(128, 128, 128),
+    features=32,
 )
 
 

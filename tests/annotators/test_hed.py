@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 import torch
 from torch import nn
 
@@ -112,7 +113,12 @@ def test_a_fake_scribble_refines_heds_own_hint_and_computes_it_only_once(
 ) -> None:
     calls = []
     computed = hed.soft_edges
-    monkeypatch.setattr(hed, "soft_edges", lambda image: calls.append(1) or computed(image))
+
+    def counted(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        calls.append(1)
+        return computed(image)
+
+    monkeypatch.setattr(hed, "soft_edges", counted)
     annotators.load.cache_clear()
     picture = checkered()
     edges = annotators.load("hed")(picture, size=(128, 192), resolution=128)
