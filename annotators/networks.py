@@ -38,7 +38,8 @@ def find_weights(name: str, demo_name: str | None = None) -> Weights:
         WeightsMissing: neither is; with the file, its size, its licence and the command that gets it.
     """
     registry = Registry.load()
-    if registry.find(name) is None and demo_name is not None and registry.find(demo_name) is not None:
+    known = demo_name is not None and demo_name in registry.files
+    if demo_name is not None and known and registry.find(demo_name) and registry.find(name) is None:
         return Weights(demo_name, registry[demo_name].title, demo=True)
     registry.locate(name)
     return Weights(name, registry[name].title, demo=False)

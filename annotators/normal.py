@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 import annotators
 from annotators.base import Annotator, Slider
-from annotators.depth import RESOLUTION, SUITS, WEIGHTS, Depth, scaled
+from annotators.depth import DEMO_WEIGHTS, RESOLUTION, SUITS, WEIGHTS, Depth, scaled
 from annotators.maps import NORMALS
 
 STRENGTH = 2 * np.pi  # the third component before scaling to length 1: larger is flatter
@@ -38,6 +38,7 @@ class Normal(Annotator):
     resolution = replace(RESOLUTION, label="Normal Resolution")
     auto_range = SUITS
     weights = WEIGHTS
+    demo_weights = DEMO_WEIGHTS
     kind = NORMALS
 
     def detect(

@@ -18,6 +18,7 @@ from timm.models.resnetv2 import ResNetV2
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from annotators.nets.quick import when_loaded
 from core.errors import CheckpointMismatch
 
 STRIDE = 32  # the input's sides are multiples of this
@@ -284,12 +285,19 @@ class MidasNet(nn.Module):
 
         ``x`` is (B, 3, h, w), RGB in [-1, 1], its sides multiples of 32.
         """
+        x = x.contiguous(memory_format=torch.channels_last)
         return self.scratch(*self.pretrained(x)).squeeze(1)
 
 
 def build(metadata: Mapping[str, str]) -> MidasNet:
-    """Make the network for a file of this metadata."""
-    return MidasNet(MidasConfig.from_metadata(metadata))
+    """Make the network for a file of this metadata; with its weights it gets the quicker layout."""
+    net = MidasNet(MidasConfig.from_metadata(metadata))
+    when_loaded(net, _quicken)
+    return net
+
+
+def _quicken(net: nn.Module) -> None:
+    net.to(memory_format=torch.channels_last)  # saves a tenth of the time on a CPU
 
 
 # In the published file, but nothing is computed with them: the classes of the encoder's first training, and

@@ -62,7 +62,7 @@ def test_prefixes_renames_and_keys_without_use_are_seen_to(folder: Path) -> None
     loaded = cache().get(
         "uniformer", build, key_of=lambda key: f"x.{key}", ignored=lambda key: key.startswith("aux.")
     )
-    assert torch.equal(loaded.conv.bias, net.conv.bias)
+    assert torch.equal(loaded.state_dict()["conv.bias"], net.state_dict()["conv.bias"])
 
 
 def test_a_file_without_the_batch_counters_loads(folder: Path) -> None:
@@ -137,3 +137,10 @@ def test_published_weights_go_before_the_stand_in(folder: Path) -> None:
     write(folder, "upernet_global_small.pth", Small())
     found = find_weights("uniformer", "openpose_hand")
     assert (found.name, found.demo) == ("uniformer", False)
+
+
+def test_a_stand_in_that_is_not_listed_is_none(folder: Path) -> None:
+    with pytest.raises(WeightsMissing, match="get uniformer"):
+        find_weights("uniformer", "not_in_the_registry")
+    write(folder, "upernet_global_small.pth", Small())
+    assert find_weights("uniformer", "not_in_the_registry").name == "uniformer"
