@@ -43,7 +43,7 @@ _COLOURS = """
 PALETTE: NDArray[np.uint8] = np.frombuffer(bytes.fromhex(_COLOURS), np.uint8).reshape(-1, 3)  # (150, 3) RGB
 
 SURE = 36  # squared distance: up to it a colour is a class's own, a little off, as JPEG leaves it
-REACH = 2  # pixels: how far on either side the mixed colours of a soft edge go
+REACH = 3  # pixels: how far on either side the mixed colours of a soft edge go
 SOFT_EDGES = 0.25  # share of the pixels: where more are mixed they are no edges
 CHUNK = 2**16  # colours compared at a time, to spare memory
 
@@ -60,9 +60,11 @@ def to_classes(map: NDArray[np.uint8]) -> NDArray[np.uint8]:
     nearest of the classes that meet there. Of road and skyscraper, which look alike, road is meant.
     """
     classes, distances = nearest(map)
-    unsure = distances > SURE
-    if 0 < unsure.mean() <= SOFT_EDGES:
-        _settle_edges(map, classes, unsure)
+    for sure in (0, SURE):  # in a map that was saved without losses, a colour that is a little off is mixed
+        unsure = distances > sure
+        if unsure.mean() <= SOFT_EDGES:
+            _settle_edges(map, classes, unsure)
+            break
     return classes
 
 
@@ -103,7 +105,7 @@ def share_in_palette(map: NDArray[np.uint8]) -> float:
 def _codes(map: NDArray[np.uint8]) -> NDArray[np.uint32]:
     """Return (h, w, 3) as numbers RRGGBB (h, w)."""
     red, green, blue = (map[:, :, i].astype(np.uint32) for i in range(3))
-    return red << 16 | green << 8 | blue
+    return np.asarray(red << 16 | green << 8 | blue, np.uint32)
 
 
 def _settle_edges(
@@ -112,8 +114,9 @@ def _settle_edges(
     """Give the pixels that are unsure the nearest class of the sure pixels near them, in place."""
     rows, columns = np.nonzero(unsure)
     colours = map[rows, columns].astype(np.int32)  # (n, 3)
-    around = cv2.copyMakeBorder(classes, *[REACH] * 4, cv2.BORDER_REPLICATE)
-    none = cv2.copyMakeBorder(unsure.astype(np.uint8), *[REACH] * 4, cv2.BORDER_REPLICATE).astype(np.bool_)
+    around = cv2.copyMakeBorder(classes, REACH, REACH, REACH, REACH, cv2.BORDER_REPLICATE)
+    doubts = unsure.astype(np.uint8)
+    none = cv2.copyMakeBorder(doubts, REACH, REACH, REACH, REACH, cv2.BORDER_REPLICATE).astype(np.bool_)
     palette = PALETTE.astype(np.int32)
     best = np.full(len(rows), np.iinfo(np.int32).max)
     chosen = classes[rows, columns]

@@ -184,7 +184,7 @@ class Annotator(ABC):
         given = to_rgb(image)
         doubt = "" if mend else self.kind.doubt(given)
         prepared, changed = self.prepare(self.kind.mend(given) if mend else given)
-        hint = resize_map(prepared, size)
+        hint = resize_map(prepared, size, self.kind.shades)
         return _annotation(hint, hint, note=" ".join(part for part in (changed, doubt) if part))
 
     def __call__(

@@ -19,22 +19,27 @@ FEW_COLOURS = 200  # below, a colourful map holds classes and not shades
 class MapKind:
     """A kind of map. ``mended`` names the change ``mend`` for the page; ``doubt`` says what seems wrong.
 
-    ``mend`` and ``doubt`` take (h, w, 3) uint8 RGB at any size; no doubt is an empty text.
+    ``mend`` and ``doubt`` take (h, w, 3) uint8 RGB at any size; no doubt is an empty text. ``shades`` is
+    whether values between two neighbours' mean something.
     """
 
     name: str
     mended: str
     mend: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
     doubt: Callable[[NDArray[np.uint8]], str]
+    shades: bool = True
 
 
-def resize_map(given: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+def resize_map(given: NDArray[np.uint8], size: tuple[int, int], shades: bool = True) -> NDArray[np.uint8]:
     """Bring a map (h, w, 3) to ``size`` = (H, W), always as an array of its own.
 
     A map of two values, such as lines, keeps just those two; one of few colours, such as classes, keeps them.
+    Without ``shades`` every map keeps its colours.
     """
     if given.shape[:2] == tuple(size):
         return given.copy()
+    if not shades:
+        return resize(given, size, cv2.INTER_NEAREST)
     smooth = cv2.INTER_AREA if min(size) < min(given.shape[:2]) else cv2.INTER_LINEAR
     if len(_colours(_thinned(given))) >= FEW_COLOURS:
         return resize(given, size, smooth)
@@ -135,4 +140,6 @@ NORMALS = MapKind(
 SKELETON = MapKind(
     "skeleton", "None, swapped: red and blue the other way round", swap_red_and_blue, _not_on_black
 )
-CLASSES = MapKind("classes", "None, swapped: red and blue the other way round", swap_red_and_blue, _no_doubt)
+CLASSES = MapKind(
+    "classes", "None, swapped: red and blue the other way round", swap_red_and_blue, _no_doubt, shades=False
+)

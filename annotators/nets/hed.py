@@ -48,7 +48,7 @@ class HED(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Turn (B, 3, h, w), at least 16 a side, into (B, 1, h / 2**i, w / 2**i) for i from 0 to 4."""
-        x = (x - self.norm).contiguous(memory_format=torch.channels_last)
+        x = x - self.norm
         sides = []
         for number in range(1, len(CHANNELS) + 1):
             block = self.get_submodule(f"block{number}")

@@ -164,7 +164,7 @@ class MLSD(nn.Module):
         Channel 0 is the logit of a line's centre, 1 to 4 the way from there to the ends: x, y, x, y in
         pixels of the output.
         """
-        c1, c2, c3, c4, c5 = self.backbone(x.to(memory_format=torch.channels_last))
+        c1, c2, c3, c4, c5 = self.backbone(x)
         y = self.block16(self.block15(c4, c5))
         y = self.block18(self.block17(c3, y))
         y = self.block20(self.block19(c2, y))

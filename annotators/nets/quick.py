@@ -25,6 +25,8 @@ class WinogradConv(nn.Module):
 
     weight: Tensor
     bias: Tensor
+    spread: Tensor
+    gather: Tensor
 
     def __init__(self, conv: nn.Conv2d) -> None:
         """Transform the weights of ``conv``: they take four times the memory."""

@@ -200,6 +200,9 @@ class ConvUnit(nn.Sequential):
 class Fusion(ConvUnit):
     """The same for several maps at once, the first one's size, to which the others are resized."""
 
+    conv: nn.Conv2d
+    bn: nn.Module
+
     def __init__(self, channels: int, out: int, kernel: int) -> None:
         """Make the layers."""
         super().__init__(channels, out, kernel)
@@ -313,7 +316,7 @@ def _shifted_resize(n: int, m: int, like: Tensor) -> Tensor:
 def build(metadata: Mapping[str, str]) -> UperNet:
     """Make the network for a file from its metadata."""
     net = UperNet(UniFormerConfig.from_metadata(metadata)).to(memory_format=torch.channels_last)
-    when_loaded(net.decode_head, lambda head: head.quicken())
+    when_loaded(net.decode_head, lambda _: net.decode_head.quicken())
     return net
 
 

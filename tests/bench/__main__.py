@@ -1,4 +1,4 @@
-"""Command line of the measurements: ``python -m tests.bench step|memory|page|picture``."""
+"""Command line of the measurements: ``python -m tests.bench step|memory|page|picture|detectors``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
-from tests.bench import memory, serve, step
+from tests.bench import detectors, memory, serve, step
 
 PHOTO = Path(__file__).resolve().parents[2] / "test_imgs" / "photo_cat.jpg"
 
@@ -40,6 +40,15 @@ def parser() -> argparse.ArgumentParser:
     picture = commands.add_parser("picture", help="Seconds of the first and later pictures, through the API.")
     picture.add_argument("--image", type=Path, default=PHOTO, help="The picture to start from.")
     picture.set_defaults(run=serve.run_picture)
+
+    d = commands.add_parser("detectors", help="Milliseconds a picture of every detector.")
+    d.add_argument("--only", nargs="+", help="Names of detectors; by default all.")
+    d.add_argument("--image", type=Path, default=PHOTO, help="The picture to look at.")
+    d.add_argument("--pixels", type=int, default=512, help="Side of the picture.")
+    d.add_argument("--rounds", type=int, default=3, help="How often each is timed, in turn.")
+    d.add_argument("--threads", type=int, help="Threads; by default as many as torch chooses.")
+    d.add_argument("--clock", choices=tuple(step.CLOCKS), default="wall", help="Wall or processor time.")
+    d.set_defaults(run=detectors.run)
 
     for command in (m, page, picture):
         command.add_argument("--model", default="demo", choices=("demo", "sd15", "sd21"), help="Which model.")
