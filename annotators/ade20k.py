@@ -43,7 +43,7 @@ _COLOURS = """
 PALETTE: NDArray[np.uint8] = np.frombuffer(bytes.fromhex(_COLOURS), np.uint8).reshape(-1, 3)  # (150, 3) RGB
 
 SURE = 36  # squared distance: up to it a colour is a class's own, a little off, as JPEG leaves it
-REACH = 3  # pixels: how far on either side the mixed colours of a soft edge go
+EDGE = 11  # pixels: as wide as this the mixed colours of a soft edge are not
 SOFT_EDGES = 0.25  # share of the pixels: where more are mixed they are no edges
 CHUNK = 2**16  # colours compared at a time, to spare memory
 
@@ -56,15 +56,15 @@ def to_colours(classes: NDArray[np.integer]) -> NDArray[np.uint8]:
 def to_classes(map: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Turn a map (h, w, 3) uint8 RGB into classes (h, w) uint8, 0 to 149.
 
-    A colour that is no class's is taken for the nearest one's; on a soft edge, where colours mix, for the
-    nearest of the classes that meet there. Of road and skyscraper, which look alike, road is meant.
+    A colour that is no class's is taken for the nearest one's; on a soft edge, where the mixed colours may be
+    like those of a class that is not there, for that of the nearest pixel beside the edge. Of road and
+    skyscraper, which look alike, road is meant.
     """
     classes, distances = nearest(map)
     for sure in (0, SURE):  # in a map that was saved without losses, a colour that is a little off is mixed
-        unsure = distances > sure
-        if unsure.mean() <= SOFT_EDGES:
-            _settle_edges(map, classes, unsure)
-            break
+        unsure = (distances > sure).astype(np.uint8)
+        if 0 < unsure.mean() <= SOFT_EDGES:
+            return _settle_edges(classes, unsure)
     return classes
 
 
@@ -108,23 +108,12 @@ def _codes(map: NDArray[np.uint8]) -> NDArray[np.uint32]:
     return np.asarray(red << 16 | green << 8 | blue, np.uint32)
 
 
-def _settle_edges(
-    map: NDArray[np.uint8], classes: NDArray[np.uint8], unsure: NDArray[np.bool_]
-) -> None:
-    """Give the pixels that are unsure the nearest class of the sure pixels near them, in place."""
-    rows, columns = np.nonzero(unsure)
-    colours = map[rows, columns].astype(np.int32)  # (n, 3)
-    around = cv2.copyMakeBorder(classes, REACH, REACH, REACH, REACH, cv2.BORDER_REPLICATE)
-    doubts = unsure.astype(np.uint8)
-    none = cv2.copyMakeBorder(doubts, REACH, REACH, REACH, REACH, cv2.BORDER_REPLICATE).astype(np.bool_)
-    palette = PALETTE.astype(np.int32)
-    best = np.full(len(rows), np.iinfo(np.int32).max)
-    chosen = classes[rows, columns]
-    for down in range(2 * REACH + 1):
-        for right in range(2 * REACH + 1):
-            at = rows + down, columns + right
-            neighbour = around[at]
-            distance = ((colours - palette[neighbour]) ** 2).sum(axis=1)
-            better = ~none[at] & (distance < best)
-            best[better], chosen[better] = distance[better], neighbour[better]
-    classes[rows, columns] = chosen
+def _settle_edges(classes: NDArray[np.uint8], unsure: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return classes (h, w) in which thin areas of ``unsure``, 0 or 1, are as the pixels beside them."""
+    areas = cv2.morphologyEx(unsure, cv2.MORPH_OPEN, np.ones((EDGE, EDGE), np.uint8))
+    edges = unsure - areas
+    _, nearest_known = cv2.distanceTransformWithLabels(edges, cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL)
+    known = edges == 0
+    class_of = np.zeros(int(nearest_known.max()) + 1, np.uint8)
+    class_of[nearest_known[known]] = classes[known]
+    return class_of[nearest_known]
