@@ -119,6 +119,8 @@ def labels(logits: torch.Tensor, *sizes: tuple[int, int]) -> torch.Tensor:
     """
     from torch.nn import functional
 
+    if not bool((logits == logits).all()):
+        raise ValueError("The network's logits are not numbers: get the weights anew.")
     # An enlarged value lies between the smallest and the largest of 3 x 3 logits. Most classes are nowhere
     # the likeliest, because another one's smallest is more than their largest; they need no enlarging.
     highest = functional.max_pool2d(logits, 3, 1, 1)
@@ -158,4 +160,6 @@ def _seems_swapped(given: NDArray[np.uint8]) -> bool:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share >= 0.01 else "Less than 1 %"
+    if share < 0.01:
+        return "Less than 1 %"
+    return "More than 99 %" if 0.99 < share < 1 else f"{100 * share:.0f} %"

@@ -59,4 +59,4 @@ def about(app: App, model: Model) -> str:
 def _in_two_lines(message: str) -> str:
     """Say first what is missing, then how to get it: the messages for a terminal have a line a fact."""
     lines = message.splitlines()
-    return "\n".join(filter(None, (" ".join(lines[:3]), " ".join(lines[3:]))))
+    return "\n".join(filter(None, (" ".join(lines[:3]), " · ".join(lines[3:]))))

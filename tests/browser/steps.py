@@ -74,3 +74,29 @@ def too_wide(page: Any) -> list[str]:
 def colours(page: Any, selector: str) -> tuple[int, ...]:
     shown = page.evaluate("(s) => getComputedStyle(document.querySelector(s)).backgroundColor", selector)
     return tuple(int(part) for part in shown[shown.index("(") + 1 : -1].split(",")[:3])
+
+
+def open_tab(page: Any, title: str) -> None:
+    """Open a tab, through the menu of those that do not fit where it is among them."""
+    tab = page.get_by_role("tab", name=title, exact=True).locator("visible=true")
+    if not tab.count():
+        page.locator(".overflow-menu > button").click()
+        tab = page.locator(".overflow-dropdown button").get_by_text(title, exact=True)
+    tab.click()
+
+
+def stroke(page: Any, selector: str, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """Draw with the mouse from one point to another, both given as shares of the element's sides."""
+    box = page.locator(selector).first.bounding_box()
+    along = [i / 8 for i in range(9)]
+    shares = [tuple(a + (b - a) * t for a, b in zip(start, end, strict=True)) for t in along]
+    points = [(box["x"] + box["width"] * x, box["y"] + box["height"] * y) for x, y in shares]
+    page.mouse.move(*points[0])
+    page.mouse.down()
+    for point in points[1:]:
+        page.mouse.move(*point)
+    page.mouse.up()
+
+
+def preprocessor(page: Any, app: str = "canny") -> str:
+    return str(page.locator(f"#{app}-preprocessor input").input_value())
