@@ -116,6 +116,9 @@ def labels(logits: torch.Tensor, *sizes: tuple[int, int]) -> torch.Tensor:
     """Return the likeliest class of each pixel, (B, H, W) int64, from logits (B, classes, h, w).
 
     The logits are enlarged, bilinearly, to each of ``sizes``, (height, width), after the other.
+
+    Raises:
+        ValueError: they are not numbers.
     """
     from torch.nn import functional
 
@@ -126,6 +129,8 @@ def labels(logits: torch.Tensor, *sizes: tuple[int, int]) -> torch.Tensor:
     highest = functional.max_pool2d(logits, 3, 1, 1)
     lowest = -functional.max_pool2d(-logits, 3, 1, 1)
     possible = (highest >= lowest.amax(1, keepdim=True)).flatten(2).any(2).any(0).nonzero()[:, 0]
+    if len(possible) == 0:
+        raise ValueError("The logits are not numbers: get the weights anew.")
     best = found = None
     for some in possible.split(CLASSES_AT_ONCE):
         enlarged = logits[:, some].float()
@@ -134,13 +139,9 @@ def labels(logits: torch.Tensor, *sizes: tuple[int, int]) -> torch.Tensor:
                 enlarged = functional.interpolate(enlarged, size, mode="bilinear", align_corners=False)
         value, which = enlarged.max(dim=1)
         which = some[which]
-        if best is None or found is None:
-            best, found = value, which
-        else:
-            found = which.where(value > best, found)
-            best = best.maximum(value)
-    if found is None:
-        raise ValueError("The logits are not numbers: get the weights anew.")
+        found = which if found is None or best is None else which.where(value > best, found)
+        best = value if best is None else best.maximum(value)
+    assert found is not None
     return found
 
 
