@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     d.add_argument("--only", nargs="+", help="Names of detectors; by default all.")
     d.add_argument("--image", type=Path, default=PHOTO, help="The picture to look at.")
     d.add_argument("--pixels", type=int, default=512, help="Side of the picture.")
+    d.add_argument("--resolution", type=int, help="Side at which to detect; by default the picture's.")
     d.add_argument("--rounds", type=int, default=3, help="How often each is timed, in turn.")
     d.add_argument("--threads", type=int, help="Threads; by default as many as torch chooses.")
     d.add_argument("--clock", choices=tuple(step.CLOCKS), default="wall", help="Wall or processor time.")

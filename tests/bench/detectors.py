@@ -1,4 +1,4 @@
-"""Time the detectors: ours, the same networks as plain torch modules, and ours in bfloat16 with its error."""
+"""Time the detectors: ours, the original's order of work, and ours in bfloat16 with its error."""
 
 from __future__ import annotations
 
@@ -19,35 +19,32 @@ from torch import nn
 
 import annotators
 from annotators.base import Annotation
-from annotators.nets.hed import HED
-from annotators.nets.mlsd import MLSD
 from annotators.networks import NETWORKS, find_weights
 from core.errors import WeightsMissing
 from core.images import resize, to_rgb
 from core.runtime.device import cpu_has_bfloat16
 from core.weights.plain import load_plain
 from core.weights.registry import Registry, ckpts_folder
+from tests.bench.originals import ORIGINALS
 from tests.bench.step import CLOCKS, compare
 from tests.deterministic_weights import fill_tensors
 
 Build = Callable[[Mapping[str, str]], nn.Module]
 CPU = torch.device("cpu")
-# Networks that ours changes for speed, by their name in the registry, as they are without that.
-PLAIN: dict[str, Build] = {"hed": lambda metadata: HED(), "mlsd": lambda metadata: MLSD()}
 
 
 class Supply:
-    """Stands in for ``NETWORKS.get``: every network in one number format, plain or ours."""
+    """Stands in for ``NETWORKS.get``: ours or the original's networks in one number format."""
 
-    def __init__(self, dtype: torch.dtype, *, plain: bool, random: set[str]) -> None:
+    def __init__(self, dtype: torch.dtype, *, original: bool, random: set[str]) -> None:
         """Hold nothing yet; networks named in ``random`` get random weights."""
-        self.dtype, self.plain, self.random = dtype, plain, random
+        self.dtype, self.original, self.random = dtype, original, random
         self.networks: dict[str, nn.Module] = {}
 
     def __call__(self, name: str, build: Build, *, half: bool = True, **how: Any) -> nn.Module:
         """Return the network; ``half`` does not count: bfloat16 is measured also where it is not used."""
         if name not in self.networks:
-            wanted = PLAIN.get(name, build) if self.plain else build
+            wanted = ORIGINALS.get(name, build) if self.original else build
             self.networks[name] = (
                 self._random(wanted)
                 if name in self.random
@@ -90,17 +87,19 @@ def all_weights() -> Iterator[set[str]]:
             yield missing
 
 
-def detection(name: str, picture: NDArray[np.uint8], supply: Supply) -> Callable[[], Annotation]:
-    """Return a call that detects at the picture's size, in a picture that was not seen before."""
+def detection(
+    name: str, picture: NDArray[np.uint8], supply: Supply, resolution: int | None
+) -> Callable[[], Annotation]:
+    """Return a call that detects in a picture that was not seen before; by default at the picture's size."""
     detector = type(annotators.load(name))()
     seen = picture.copy()
-    resolution = None if detector.resolution is None else min(picture.shape[:2])
+    seek_at = None if detector.resolution is None else resolution or min(picture.shape[:2])
 
     def detect() -> Annotation:
-        seen[0, 0] += np.uint8(1)  # results are remembered
+        seen[:8, :8] += np.uint8(1)  # results are remembered; a smaller copy differs too
         annotators.load.cache_clear()  # also those that one detector takes from another
         with patch.object(NETWORKS, "get", supply):
-            return detector(seen, size=(seen.shape[0], seen.shape[1]), resolution=resolution)
+            return detector(seen, size=(seen.shape[0], seen.shape[1]), resolution=seek_at)
 
     return detect
 
@@ -116,22 +115,23 @@ def run(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     picture = resize(to_rgb(args.image), (args.pixels, args.pixels))
-    print(f"{args.image.name}, {args.pixels} px, {torch.get_num_threads()} threads; ms are least / median")
-    print(f"{'detector':15} {'weights':9} {'ours':>13} {'plain':>13} {'bfloat16':>13}  bfloat16 differs by")
+    detected = f"detected at {args.resolution} px, " if args.resolution else ""
+    threads = f"{torch.get_num_threads()} threads"
+    print(f"{args.image.name}, {args.pixels} px, {detected}{threads}; ms are least / median")
+    print(f"{'detector':15} {'weights':9} {'ours':>13} {'original':>13} {'bfloat16':>13}  its difference")
     with all_weights() as missing:
         for name in args.only or annotators.names():
             detector = annotators.load(name)
-            kinds = {"ours": Supply(torch.float32, plain=False, random=missing)}
-            if detector.weights in PLAIN:
-                kinds["plain"] = Supply(torch.float32, plain=True, random=missing)
+            kinds = {"ours": Supply(torch.float32, original=False, random=missing)}
             if detector.weights is not None:
-                kinds["bfloat16"] = Supply(torch.bfloat16, plain=False, random=missing)
-            calls = {kind: detection(name, picture, supply) for kind, supply in kinds.items()}
+                kinds["original"] = Supply(torch.float32, original=True, random=missing)
+                kinds["bfloat16"] = Supply(torch.bfloat16, original=False, random=missing)
+            calls = {k: detection(name, picture, supply, args.resolution) for k, supply in kinds.items()}
             gap = difference(calls["ours"](), calls["bfloat16"]()) if "bfloat16" in calls else ""
             if not cpu_has_bfloat16():
                 calls.pop("bfloat16", None)  # emulated, it takes ten times as long
             times = compare(calls, args.rounds, CLOCKS[args.clock])  # type: ignore[arg-type]  # any result
-            cells = [_cell(times.get(kind)) for kind in ("ours", "plain", "bfloat16")]
+            cells = [_cell(times.get(kind)) for kind in ("ours", "original", "bfloat16")]
             weights = "-" if detector.weights is None else "random" if detector.weights in missing else "real"
             print(f"{name:15} {weights:9} {' '.join(cells)}  {gap}", flush=True)
 
