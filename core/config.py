@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -140,13 +141,26 @@ def load_config(name_or_path: str | Path) -> ModelConfig:
         raise ConfigError(
             f"{name_or_path}: no such model. Give one of {', '.join(config_names())}, or a YAML path."
         )
+    return _parsed(OmegaConf.load, path, path)
+
+
+def parse_config(text: str, source: Path) -> ModelConfig:
+    """Read a model's YAML text, as files that are trained here carry it; ``source`` is that file.
+
+    Raises:
+        ConfigError: as ``load_config``.
+    """
+    return _parsed(OmegaConf.create, text, source)
+
+
+def _parsed(read: Callable[[Any], Any], content: Path | str, source: Path) -> ModelConfig:
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), OmegaConf.load(path))
+        merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), read(content))
         config = cast(ModelConfig, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         key = f" at '{error.full_key}'" if getattr(error, "full_key", None) else ""
-        raise ConfigError(f"{path}{key}: {str(error).splitlines()[0]}. Correct the file.") from error
-    _check(config, path)
+        raise ConfigError(f"{source}{key}: {str(error).splitlines()[0]}. Correct the file.") from error
+    _check(config, source)
     return config
 
 

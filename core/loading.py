@@ -14,7 +14,6 @@ from core.config import ModelConfig, config_names, load_config
 from core.errors import CheckpointMismatch, WeightsMissing
 from core.models.controlnet import ControlNet
 from core.models.packing import pack_weights
-from core.models.unet import UNet
 from core.pipeline import ControlNetPipeline
 from core.runtime.control_cache import DEFAULT_BUDGET
 from core.runtime.device import resolve_device, resolve_dtype
@@ -83,7 +82,7 @@ def load_pipeline(
     return ControlNetPipeline(
         source.config,
         base,
-        lambda name: _load_control(source, name, rest, number, base.unet, pack=target.type == "cpu"),
+        lambda name: _load_control(source, name, rest, number, pack=target.type == "cpu"),
         locate_control=source.locate_control,
         controls=source.controls,
         device=target,
@@ -99,9 +98,10 @@ def _default_registry() -> Locator:
 
 
 def _load_control(
-    source: Source, name: str, device: torch.device, dtype: torch.dtype, unet: UNet, *, pack: bool
+    source: Source, name: str, device: torch.device, dtype: torch.dtype, *, pack: bool
 ) -> ControlNet:
-    net = load_control(source.config, source.locate_control(name), device=device, dtype=dtype, unet=unet)
+    path = source.locate_control(name)
+    net = load_control(source.config, path, device=device, dtype=dtype, base=source.base)
     if pack:
         pack_weights(net)
     return net

@@ -1,4 +1,4 @@
-"""Command line: ``python -m core.weights list | get NAME... | verify [NAME...]``."""
+"""Command line: ``python -m core.weights list | get NAME... | verify [NAME...] | info FILE...`` and more."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.errors import SuiteError
+from core.weights.commands import add_commands
 from core.weights.download import ask_hub, check_file, download
 from core.weights.registry import Registry, RegistryError, WeightFile, size_text
 
@@ -84,17 +85,25 @@ def main(arguments: Sequence[str] | None = None, registry_file: Path | None = No
     getter.add_argument("names", nargs="+", metavar="NAME")
     verifier = commands.add_parser("verify", help="check the files that are here, or those named")
     verifier.add_argument("names", nargs="*", metavar="NAME")
+    add_commands(commands)
     options = parser.parse_args(arguments)
     try:
         registry = Registry.load(registry_file)
         if options.command == "list":
             return show_list(registry)
+        if hasattr(options, "run"):
+            return int(options.run(registry, options))
         return (get if options.command == "get" else verify)(registry, options.names)
     except (ValueError, RegistryError) as error:
         print(error, file=sys.stderr)
         return 2
+    except SuiteError as error:
+        print(error, file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print("\nStopped. What came is kept: the same command continues.", file=sys.stderr)
+        getting = options.command == "get"
+        rest = "What came is kept: the same command continues." if getting else "No half file is left."
+        print(f"\nStopped. {rest}", file=sys.stderr)
         return 130
 
 

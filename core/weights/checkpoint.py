@@ -31,6 +31,7 @@ from core.weights.convert import (
     text_sources,
 )
 from core.weights.formats import TensorFile, TensorInfo, open_layers, open_tensors
+from core.weights.parts import Offset, Part
 from core.weights.recognise import CheckpointInfo, recognise
 
 log = logging.getLogger(__name__)
@@ -85,19 +86,53 @@ def load_base(config: ModelConfig, path: Path, *, device: torch.device, dtype: t
     with torch.device("meta"):
         networks = BaseNetworks(UNet(config.unet), AutoencoderKL(config.vae), TextEncoder(config.text))
     plans = plan_base(config, networks, file.tensors)
-    _check(file, config, "a base model", [config.weights], Plan.joined(list(plans.values())))
+    check_plan(file, config, "a base model", [config.weights], Plan.joined(list(plans.values())))
     for name, plan in plans.items():
-        fill(getattr(networks, name), plan, file, device, dtype)
+        network = getattr(networks, name)
+        fill(network, Part(file, plan.sources, network.state_dict()), device, dtype)
     return networks
 
 
 def load_control(
-    config: ModelConfig, path: Path, *, device: torch.device, dtype: torch.dtype, unet: UNet | None = None
+    config: ModelConfig,
+    path: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    base: Path | None = None,
+    trained_on: Path | None = None,
 ) -> ControlNet:
     """Load a ControlNet from a full, control-only, diffusers-layout or difference file.
 
-    ``unet`` is the base model's, to which a difference file adds; the other kinds do not need it. A file
-    that holds only what differs from another ControlNet names that in its metadata.
+    A file that holds only what differs from another ControlNet names that in its metadata.
+
+    Args:
+        config: describes the base model.
+        path: the file.
+        device: where to put the network.
+        dtype: the number format of its weights.
+        base: the base model's file, to which a difference file adds; the other kinds do not need it.
+        trained_on: the file of the base model that the ControlNet grew from: moves it from there to ``base``,
+            see ``Offset``. A difference needs no moving.
+
+    Raises:
+        ValueError: a difference file, or ``trained_on``, without ``base``.
+        CheckpointMismatch: a file holds no such network; names it, what it seems to be, and keys.
+    """
+    net, part = open_control(config, path)
+    difference = is_difference(part.file.tensors)
+    offset = None
+    if difference or trained_on is not None:
+        if base is None:
+            raise ValueError(f"base is None: {path.name} adds to the base model's weights; give its file.")
+        source = None if difference or trained_on is None else open_unet(config, trained_on)
+        offset = Offset(open_unet(config, base), source)
+    fill(net, part, device, dtype, offset)
+    return net
+
+
+def open_control(config: ModelConfig, path: Path) -> tuple[ControlNet, Part]:
+    """Open a file that holds a ControlNet; also return the network, on the meta device.
 
     Raises:
         CheckpointMismatch: the file holds no such ControlNet; names it, what it seems to be, and keys.
@@ -106,14 +141,22 @@ def load_control(
     with torch.device("meta"):
         net = ControlNet(config.unet, config.control)
     plan = plan_control(config, net, file.tensors)
-    _check(file, config, "a ControlNet", list(config.controls.values()), plan)
-    base = None
-    if is_difference(file.tensors):
-        if unet is None:
-            raise ValueError("unet is None: a difference file adds to the base model's UNet; give that.")
-        base = unet.state_dict()
-    fill(net, plan, file, device, dtype, base)
-    return net
+    check_plan(file, config, "a ControlNet", list(config.controls.values()), plan)
+    return net, Part(file, plan.sources, net.state_dict())
+
+
+def open_unet(config: ModelConfig, path: Path) -> Part:
+    """Open a base model's file and return its UNet.
+
+    Raises:
+        CheckpointMismatch: the file holds no such UNet; names it, what it seems to be, and keys.
+    """
+    file = open_tensors(path)
+    with torch.device("meta"):
+        wanted = UNet(config.unet).state_dict()
+    plan = plan_sources(wanted, prefixed(wanted, UNET), file.tensors)
+    check_plan(file, config, "a base model", [config.weights], plan)
+    return Part(file, plan.sources, wanted)
 
 
 def inspect_checkpoint(path: Path) -> CheckpointInfo:
@@ -192,7 +235,7 @@ def _same_shape(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
     return a == b or {len(a), len(b)} == {2, 4} and (*a, 1, 1)[:4] == (*b, 1, 1)[:4]
 
 
-def _check(file: TensorFile, config: ModelConfig, purpose: str, names: Sequence[str], plan: Plan) -> None:
+def check_plan(file: TensorFile, config: ModelConfig, purpose: str, names: Sequence[str], plan: Plan) -> None:
     """Raise ``CheckpointMismatch`` unless the plan fits; ``names`` in the registry would fit."""
     if plan.fits:
         return
@@ -224,11 +267,10 @@ def describe_misfit(plan: Plan, names: Sequence[str]) -> list[str]:
 
 def fill(
     module: nn.Module,
-    plan: Plan,
-    file: TensorFile,
+    part: Part,
     device: torch.device,
     dtype: torch.dtype,
-    base: Mapping[str, Tensor] | None = None,
+    offset: Offset | None = None,
 ) -> None:
     """Give a network on the meta device its weights, one tensor at a time, so that only one is held twice.
 
@@ -241,18 +283,13 @@ def fill(
         empty = wanted[ours]
         target = dtype if empty.is_floating_point() else empty.dtype
         room -= empty.numel() * dtype.itemsize
-        if ours not in plan.sources and base is None:
+        value = part.read(ours, room) if ours in part else None
+        if offset is not None:
+            value = offset.apply(ours, value)
+        if value is None:
             state[ours] = empty.to(device)  # not in the file, and none the worse for it
             continue
-        if ours not in plan.sources and base is not None:
-            state[ours] = base[ours].to(device=device, dtype=target, copy=True)
-            continue
-        parts = [file.read(key, room) for key in plan.sources[ours]]
-        value = torch.cat(parts) if len(parts) > 1 else parts[0]
-        value = value.reshape(empty.shape)
-        if base is not None and ours in base:
-            value = value.float() + base[ours].to("cpu", torch.float32)
         state[ours] = value.to(device=device, dtype=target, copy=True)
-        del parts, value
+        del value
     module.load_state_dict(state, strict=True, assign=True)
     module.eval().requires_grad_(False)

@@ -43,9 +43,14 @@ class TensorInfo:
     dtype: torch.dtype
 
     @property
+    def count(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+    @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        return self.count * self.dtype.itemsize
 
 
 class TensorFile(ABC):

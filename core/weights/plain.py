@@ -12,6 +12,7 @@ from core.errors import CheckpointMismatch
 from core.weights.checkpoint import Plan, describe_misfit, fill, plan_sources
 from core.weights.convert import Sources
 from core.weights.formats import open_tensors
+from core.weights.parts import Part
 
 if TYPE_CHECKING:
     from typing import TypeVar
@@ -62,7 +63,7 @@ def load_plain(
     for key, value in net.state_dict().items():
         if key.endswith(COUNTERS):
             _materialise(net, key, value)
-    fill(net, plan, file, device, dtype)
+    fill(net, Part(file, plan.sources, net.state_dict()), device, dtype)
     return net
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -177,6 +178,11 @@ def difference_control(net: ControlNet, unet: UNet) -> State:
     base = unet.state_dict()
     state = {key: value - base[key] if key in base else value for key, value in net.state_dict().items()}
     return {**state, "difference": torch.tensor(1.0)}
+
+
+def own(config: ModelConfig) -> dict[str, str]:
+    """The metadata by which a file of this project names its model."""
+    return {"format": "controlnet-suite", "config": OmegaConf.to_yaml(OmegaConf.structured(config))}
 
 
 def cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> State:

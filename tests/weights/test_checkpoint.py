@@ -120,7 +120,8 @@ def test_projections_stored_as_the_other_kind_of_layer_load(nets: Networks, tmp_
 def test_a_difference_is_added_to_the_base(nets15: Networks, tmp_path: Path, prefix: str) -> None:
     state = {prefix + k: v for k, v in difference_control(nets15.control, nets15.unet).items()}
     path = write(tmp_path / "difference.safetensors", state)
-    got = load_control(nets15.config, path, device=CPU, dtype=FP32, unet=nets15.unet).state_dict()
+    base = write(tmp_path / "base.safetensors", base_state(nets15))
+    got = load_control(nets15.config, path, device=CPU, dtype=FP32, base=base).state_dict()
     for key, value in nets15.control.state_dict().items():
         assert torch.allclose(got[key], value, atol=1e-6), key
 
@@ -130,7 +131,8 @@ def test_a_difference_of_nothing_may_be_left_out(nets15: Networks, tmp_path: Pat
     for key in ("time_embed.0.weight", "middle_block.0.out_layers.3.bias"):
         del state[key]
     path = write(tmp_path / "difference.safetensors", state)
-    got = load_control(nets15.config, path, device=CPU, dtype=FP32, unet=nets15.unet).state_dict()
+    base = write(tmp_path / "base.safetensors", base_state(nets15))
+    got = load_control(nets15.config, path, device=CPU, dtype=FP32, base=base).state_dict()
     assert torch.equal(got["time_embed.0.weight"], nets15.unet.state_dict()["time_embed.0.weight"])
     assert torch.allclose(
         got["time_embed.2.weight"], nets15.control.state_dict()["time_embed.2.weight"], atol=1e-6
@@ -141,13 +143,14 @@ def test_a_difference_without_its_zero_convolutions_is_refused(nets15: Networks,
     state = difference_control(nets15.control, nets15.unet)
     del state["zero_convs.0.0.weight"]
     path = write(tmp_path / "difference.safetensors", state)
+    base = write(tmp_path / "base.safetensors", base_state(nets15))
     with pytest.raises(CheckpointMismatch, match=r"Missing: zero_convs\.0\.0\.weight\."):
-        load_control(nets15.config, path, device=CPU, dtype=FP32, unet=nets15.unet)
+        load_control(nets15.config, path, device=CPU, dtype=FP32, base=base)
 
 
 def test_a_difference_without_a_base_says_what_it_needs(nets15: Networks, tmp_path: Path) -> None:
     path = write(tmp_path / "difference.safetensors", difference_control(nets15.control, nets15.unet))
-    with pytest.raises(ValueError, match="unet is None"):
+    with pytest.raises(ValueError, match="base is None"):
         load_control(nets15.config, path, device=CPU, dtype=FP32)
 
 
