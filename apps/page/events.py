@@ -52,8 +52,10 @@ def connect(app: App, widgets: Widgets, handlers: Handlers) -> None:
     if w.examples is not None:
         outputs = [*image, w.prompt, preprocessor]
         placed.append(quietly(w.examples.click, _fill_from(app), [w.examples], outputs))
-        starts.append(quietly(partial(placed[-1].then, js=show), _busy, None, buttons))
-    running = [_run_after(start, w, handlers) for start in starts]
+    running = [_run_after(start, handlers.run, w.image, w) for start in starts]
+    if w.examples is not None:
+        start = quietly(partial(placed[-1].then, js=show), _busy, None, buttons)
+        running.append(_run_after(start, handlers.run_example, w.examples, w))
     w.cancel.click(
         None, None, [w.status], js=STOPPING, cancels=running, show_progress="hidden", api_visibility="private"
     )
@@ -105,10 +107,10 @@ def share_inputs(tabs: Sequence[gr.Tab], shared: Sequence[Component | None]) -> 
         )
 
 
-def _run_after(event: Any, w: Widgets, handlers: Handlers) -> Any:
+def _run_after(event: Any, run: Callable[..., Any], source: Component, w: Widgets) -> Any:
     running = event.then(
-        handlers.run,
-        [w.image, w.prompt, w.randomize, *w.settings.values()],
+        run,
+        [source, w.prompt, w.randomize, *w.settings.values()],
         [w.gallery, w.status, w.settings["seed"], w.mend],
         preprocess=False,
         show_progress="hidden",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -80,12 +80,22 @@ class Handlers:
 
     def run(self, image: Any, prompt: Any, randomize: Any, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Yield the gallery, the status line, the seed and the offer to mend the map, as they come."""
+        yield from self._run(lambda: self.read(image), prompt, randomize, values)
+
+    def run_example(self, index: Any, prompt: Any, randomize: Any, *values: Any) -> Iterator[tuple[Any, ...]]:
+        """Do the same with an example's own file: the browser may not have put it in its place yet."""
+        examples = self.app.present_examples
+        yield from self._run(lambda: str(examples[index].path), prompt, randomize, values)
+
+    def _run(
+        self, read: Callable[[], str | None], prompt: Any, randomize: Any, values: Sequence[Any]
+    ) -> Iterator[tuple[Any, ...]]:
         named = dict(zip((s.name for s in self.declared), values, strict=True))
         if randomize:
             named["seed"] = -1
         shown: tuple[Path, ...] = ()
         try:
-            with told(), closing(self.frames(self.read(image), prompt, named)) as frames:
+            with told(), closing(self.frames(read(), prompt, named)) as frames:
                 for frame in frames:
                     if frame.note:
                         gr.Warning(frame.note, title="About your map")
