@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apps import ALL, App, all_pages, find_pages
@@ -68,6 +69,19 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="Keep on the GPU only the part that computes: slower, but needs less memory.",
     )
+    p.add_argument(
+        "--clip-skip",
+        type=int,
+        metavar="N",
+        help="Read the text encoder's layer N from the end: 1 is the last, 2 what many models ask for. "
+        "Without it, the model's own.",
+    )
+    p.add_argument(
+        "--embeddings",
+        type=Path,
+        metavar="DIR",
+        help="Where the textual-inversion files are, used by writing their names; else ckpts/embeddings.",
+    )
     p.add_argument("--list", action="store_true", help="List the apps and stop.")
     return p
 
@@ -86,6 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     user, colon, password = (args.auth or "").partition(":")
     if args.auth and not (user and colon and password):
         cli.error("--auth takes USER:PASSWORD, with a colon between them.")
+    if args.clip_skip is not None and args.clip_skip < 1:
+        cli.error(f"--clip-skip is {args.clip_skip}: give a whole number from 1.")
+    if args.embeddings is not None and not args.embeddings.is_dir():
+        cli.error(f"--embeddings is {args.embeddings}: there is no such folder.")
     try:
         pages = find_pages(args.app or [ALL])
         controls = [page.control for page in pages if isinstance(page, App)]
@@ -119,7 +137,14 @@ def _model(args: argparse.Namespace, controls: Sequence[str]) -> Model:
     def load() -> Pipeline:
         from core import load_pipeline
 
-        return load_pipeline(name, device=args.device, dtype=args.dtype, low_vram=args.low_vram)
+        return load_pipeline(
+            name,
+            device=args.device,
+            dtype=args.dtype,
+            low_vram=args.low_vram,
+            clip_skip=args.clip_skip,
+            embeddings=args.embeddings,
+        )
 
     return Model(name, title, resolution, load, cfg_scale)
 

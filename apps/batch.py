@@ -93,7 +93,7 @@ def _work(options: Options, prompts: Prompts) -> Work:
 
 
 def _run(options: Options, found: Found, work: Work) -> int:
-    task = TrainingSet(work) if options.maps_only else Drawing(work, options.model, lambda: _load(options))
+    task = TrainingSet(work) if options.maps_only else _drawing(options, work)
     if isinstance(task, TrainingSet):
         task.read_index()  # a damaged one should be known before hours of work
     report = Report()
@@ -137,10 +137,21 @@ def _told_changed(planned: Plan, options: Options) -> str:
     )
 
 
+def _drawing(options: Options, work: Work) -> Drawing:
+    return Drawing(work, options.model, lambda: _load(options), options.clip_skip)
+
+
 def _load(options: Options) -> Pipeline:
     from core import load_pipeline
 
-    return load_pipeline(options.model, device=options.device, dtype=options.dtype, low_vram=options.low_vram)
+    return load_pipeline(
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        low_vram=options.low_vram,
+        clip_skip=options.clip_skip,
+        embeddings=options.embeddings,
+    )
 
 
 if __name__ == "__main__":

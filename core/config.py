@@ -72,6 +72,9 @@ class VAEConfig:
 class TextConfig:
     """Sizes of the text transformer and how its output is read.
 
+    ``clip_skip`` counts the layers from the end: 1 reads the last, 2 the one before it, always through the
+    final LayerNorm; 0 is the model's own, the last or with ``penultimate`` the one before it.
+
     ``layout`` names the published keys: "hf" (``transformer.text_model.*``) or "open_clip" (``model.*``).
     ``repeat_prompt`` fills the context with the prompt again and again, not with padding, so that every
     place holds a word. ``kept_tokens`` above 0 means that the embedding has rows only for that many listed
@@ -83,12 +86,18 @@ class TextConfig:
     layers: int = MISSING
     quick_gelu: bool = False
     penultimate: bool = False
+    clip_skip: int = 0
     pad_token: int = 0
     repeat_prompt: bool = False
     context_length: int = 77
     vocab_size: int = 49408
     kept_tokens: int = 0
     layout: str = "open_clip"
+
+    @property
+    def layers_left_out(self) -> int:
+        """How many layers at the end are not computed."""
+        return (self.clip_skip or (2 if self.penultimate else 1)) - 1
 
 
 @dataclass
@@ -177,6 +186,8 @@ def _check(config: ModelConfig, path: Path) -> None:
         raise ConfigError(f"{path}: text.layout is {text.layout!r}: give hf or open_clip.")
     if text.width != unet.context_dim:
         raise ConfigError(f"{path}: text.width is {text.width} but unet.context_dim is {unet.context_dim}.")
+    if not 0 <= text.clip_skip <= text.layers:
+        raise ConfigError(f"{path}: text.clip_skip is {text.clip_skip}: give 0 to {text.layers}.")
     if config.vae.embed_dim != unet.in_channels:
         raise ConfigError(
             f"{path}: vae.embed_dim is {config.vae.embed_dim}, unet.in_channels {unet.in_channels}."

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,7 @@ _CONTROLS_BY_WORD = {
     "scribble": "scribble",
     "seg": "seg",
 }
+_EXTRA_LABELS = {"clip_skip": "Clip skip"}
 _NAME = re.compile(r"[\s,]*([^:,\"]+?)\s*:\s*")
 _UNIT_PAIR = re.compile(r"\s*([^:,]+?)\s*:\s*(\([^)]*\)|[^,]*)")
 _GUESS = "ControlNet is more important"
@@ -69,8 +70,18 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
 
-def format_parameters(request: Request, *, seed: int, model: str, modules: Sequence[str] = ()) -> str:
-    """Return the text for one picture: ``seed`` is its own, ``modules`` name the detector of each control."""
+def format_parameters(
+    request: Request,
+    *,
+    seed: int,
+    model: str,
+    modules: Sequence[str] = (),
+    extra: Mapping[str, str] | None = None,
+) -> str:
+    """Return the text for one picture.
+
+    ``seed`` is its own, ``modules`` name the detector of each control, ``extra`` is the Result's.
+    """
     height, width = request.height_width
     sampler, schedule = _SAMPLER_LABELS.get(request.sampler, (request.sampler, None))
     pairs: list[tuple[str, str]] = [("Steps", str(int(request.steps))), ("Sampler", sampler)]
@@ -84,6 +95,7 @@ def format_parameters(request: Request, *, seed: int, model: str, modules: Seque
     ]
     if request.eta:
         pairs.append(("Eta", _number(request.eta)))
+    pairs += [(label, extra[name]) for name, label in _EXTRA_LABELS.items() if extra and name in extra]
     for index, unit in enumerate(request.controls):
         module = modules[index] if index < len(modules) else unit.control
         told = (
@@ -98,6 +110,14 @@ def format_parameters(request: Request, *, seed: int, model: str, modules: Seque
         lines.append(f"{_NEGATIVE} {request.negative_prompt}")
     lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in pairs))
     return "\n".join(lines)
+
+
+def notes_on(extra: Mapping[str, object]) -> tuple[str, ...]:
+    """Say what a picture's ``extra`` asks for that the page cannot set."""
+    clip_skip = str(extra.get("clip_skip", "1"))
+    return () if clip_skip == "1" else (
+        f"It was made with clip skip {clip_skip[:10]}: start with --clip-skip for the same.",
+    )
 
 
 def _number(value: float) -> str:
@@ -179,6 +199,8 @@ def _take_pair(name: str, value: str, found: Found) -> None:
             found.size = size
         else:
             found.notes.append(f"The size {value[:40]} was left out: sides must be multiples of 64.")
+    elif name == _EXTRA_LABELS["clip_skip"]:
+        found.notes += notes_on({"clip_skip": value})
     elif name in _NUMBERS:
         field_name, low, high, whole = _NUMBERS[name]
         number = _bounded(value, low, high, whole)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from core.errors import CheckpointMismatch, WeightsMissing
 from core.models.controlnet import ControlNet
 from core.models.packing import pack_weights
 from core.pipeline import ControlNetPipeline
+from core.request import check_number
 from core.runtime.control_cache import DEFAULT_BUDGET
 from core.runtime.device import resolve_device, resolve_dtype
 from core.weights.checkpoint import inspect_checkpoint, load_base, load_control
@@ -52,6 +53,8 @@ def load_pipeline(
     low_vram: bool = False,
     registry: Locator | None = None,
     max_controls: int = DEFAULT_BUDGET,
+    clip_skip: int | None = None,
+    embeddings: Path | None = None,
 ) -> ControlNetPipeline:
     """Load a base model; its ControlNets are loaded when first used.
 
@@ -64,15 +67,19 @@ def load_pipeline(
         low_vram: keep only the networks in use on the device.
         registry: finds weight files by name; by default ckpts/registry.yaml.
         max_controls: how many ControlNets stay in memory.
+        clip_skip: which layer of the text encoder is read, counted from the end; by default the model's own.
+        embeddings: the folder of textual-inversion files, used by their names; by default ckpts/embeddings.
 
     Raises:
-        ValueError: there is no such model, device or dtype.
+        ValueError: there is no such model, device, dtype, layer or folder.
         WeightsMissing: the base model's weights are not on this machine.
         CheckpointMismatch: a file holds something else.
     """
     target = resolve_device(device)
     number = resolve_dtype(dtype, target)
     source = _find(name_or_path, _default_registry() if registry is None else registry)
+    if clip_skip is not None:
+        source = replace(source, config=_skipping(source.config, clip_skip))
     rest = torch.device("cpu") if low_vram else target
     log.info("Loading %s from %s (%s, %s).", source.config.title, source.base, target, number)
     base = load_base(source.config, source.base, device=rest, dtype=number)
@@ -88,7 +95,13 @@ def load_pipeline(
         device=target,
         low_vram=low_vram,
         max_controls=max_controls,
+        embeddings=embeddings,
     )
+
+
+def _skipping(config: ModelConfig, clip_skip: int) -> ModelConfig:
+    check_number("clip_skip", clip_skip, 1, config.text.layers, integer=True)
+    return replace(config, text=replace(config.text, clip_skip=int(clip_skip)))
 
 
 def _default_registry() -> Locator:

@@ -24,7 +24,7 @@ from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 from core.images import open_image, to_rgb
-from core.infotext import format_parameters, parse_parameters
+from core.infotext import format_parameters, notes_on, parse_parameters
 from core.request import MAX_SAMPLES, MAX_SEED, MAX_SIDE, SIZE_MULTIPLE, ControlUnit, Request, check_number
 
 Setting = str | int | float | bool | None
@@ -102,9 +102,10 @@ def save_png(
     model: str,
     modules: Sequence[str] = (),
     settings: Mapping[str, Setting] | None = None,
+    extra: Mapping[str, str] | None = None,
 ) -> None:
     """Save a picture (H, W, 3) uint8 RGB without loss, with the request in it; see ``png_info``."""
-    info = png_info(request, seed=seed, model=model, modules=modules, settings=settings)
+    info = png_info(request, seed=seed, model=model, modules=modules, settings=settings, extra=extra)
     Image.fromarray(image).save(target, format="PNG", pnginfo=info)
 
 
@@ -115,11 +116,13 @@ def png_info(
     model: str,
     modules: Sequence[str] = (),
     settings: Mapping[str, Setting] | None = None,
+    extra: Mapping[str, str] | None = None,
 ) -> PngInfo:
     """Return the text chunks for one picture of a request.
 
     ``seed`` is this picture's own; ``model`` the base model's name; ``modules`` name the detector of each
-    control; ``settings`` are the page's own values, to come back with ``read_request``.
+    control; ``settings`` are the page's own values, to come back with ``read_request``; ``extra`` is the
+    Result's.
     """
     document = {
         "version": VERSION,
@@ -127,9 +130,10 @@ def png_info(
         "picture_seed": int(seed),
         "request": _request_document(request),
         "settings": {name: _plain(value) for name, value in (settings or {}).items()},
+        "extra": dict(extra or {}),
     }
     info = PngInfo()
-    text = format_parameters(request, seed=seed, model=model, modules=modules)
+    text = format_parameters(request, seed=seed, model=model, modules=modules, extra=extra)
     info.add_text("parameters", text.encode("utf-8", "replace").decode().replace("\0", ""))
     # ASCII, so that it becomes an uncompressed chunk, which readers do not limit to 1 MB.
     info.add_text(CHUNK, json.dumps(document, ensure_ascii=True))
@@ -251,6 +255,7 @@ def _stored(whole: dict[str, Any]) -> StoredRequest:
         model=str(whole["model"]),
         picture_seed=whole["picture_seed"],
         settings={str(name): _plain(value) for name, value in settings.items()},
+        notes=notes_on(whole.get("extra", {})),
     )
 
 

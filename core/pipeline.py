@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -16,6 +17,8 @@ from core.config import ModelConfig
 from core.errors import SuiteError, WeightsMissing
 from core.images import hint_to_tensor, to_uint8
 from core.models.controlnet import ControlNet
+from core.prompts.embeddings import Embeddings
+from core.prompts.encode import encode_prompts
 from core.request import ControlUnit, Progress, Request, Result
 from core.runtime.control_cache import DEFAULT_BUDGET, ControlCache
 from core.runtime.device import vae_dtype
@@ -50,6 +53,7 @@ class ControlNetPipeline:
         device: torch.device | None = None,
         low_vram: bool = False,
         max_controls: int = DEFAULT_BUDGET,
+        embeddings: Path | None = None,
     ) -> None:
         """Take networks that are loaded, and a way to load ControlNets.
 
@@ -62,6 +66,10 @@ class ControlNetPipeline:
             device: where to compute; by default where the UNet is.
             low_vram: keep only the networks in use on ``device``, the others in main memory.
             max_controls: how many ControlNets stay in memory.
+            embeddings: the folder of textual-inversion files; by default ckpts/embeddings.
+
+        Raises:
+            ValueError: there is no such folder.
         """
         self.config = config
         self.controls = tuple(config.controls if controls is None else controls)
@@ -77,6 +85,7 @@ class ControlNetPipeline:
             self._settle(module)
         self._cache = ControlCache(lambda name: self._settle(load_control(name)), max_controls)
         self._locate_control = locate_control
+        self._embeddings = Embeddings(embeddings, width=config.text.width, title=config.title)
         self._preview: LatentPreview | None = None
         # Not an RLock: a generator may be resumed, and so release it, in another thread.
         self._lock = threading.Lock()
@@ -123,8 +132,9 @@ class ControlNetPipeline:
         """Make the pictures of ``request``.
 
         Raises:
-            ValueError: this model has no such ControlNet.
+            ValueError: this model has no such ControlNet, or a prompt is too long.
             WeightsMissing: the weights of a ControlNet are not on this machine.
+            CheckpointMismatch: an embedding that a prompt names cannot be used.
             NumericalError: the latents stopped being finite.
         """
         for update in self.sample(request):
@@ -140,7 +150,7 @@ class ControlNetPipeline:
 
         Raises:
             ValueError: this model has no such ControlNet; raised at once.
-            WeightsMissing, NumericalError: as above, from the generator.
+            ValueError, WeightsMissing, CheckpointMismatch, NumericalError: as above, from the generator.
         """
         for unit in request.controls:
             self._check_known(unit.control)
@@ -169,8 +179,14 @@ class ControlNetPipeline:
             seeds=image_seeds(request.seed, request.num_samples),
             model=self.name,
             seconds=seconds,
-            extra={"device": str(self.device), "dtype": str(self.dtype).removeprefix("torch.")},
+            extra=self._extra(),
         )
+
+    def _extra(self) -> dict[str, str]:
+        """Say what else bears on the pictures."""
+        told = {"device": str(self.device), "dtype": str(self.dtype).removeprefix("torch.")}
+        clip_skip = self.config.text.clip_skip
+        return told | {"clip_skip": str(clip_skip)} if clip_skip else told
 
     def _sample_latents(self, request: Request) -> Generator[Progress, None, Tensor]:
         """Yield one Progress a step; return the finished latents (B, C, h, w)."""
@@ -196,10 +212,10 @@ class ControlNetPipeline:
         return state.x_t
 
     def _encode_text(self, request: Request) -> Tensor:
-        """Return the context (1 or 2, tokens, d): the prompt and, where it is needed, the negative one."""
+        """Return the context (1 or 2, 77 * n, d): the prompt and, where it is needed, the negative one."""
         prompts = [request.prompt] if request.cfg_scale == 1.0 else [request.prompt, request.negative_prompt]
         with self._placement.in_use(self.networks.text):
-            return self.networks.text.encode(prompts).to(self.dtype)
+            return encode_prompts(self.networks.text, prompts, self._embeddings).to(self.dtype)
 
     def _denoiser(
         self, request: Request, context: Tensor, controls: Sequence[tuple[ControlNet, ControlUnit]]

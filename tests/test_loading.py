@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -191,3 +192,31 @@ def test_importing_core_imports_nothing_heavy() -> None:
         check=True,
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_clip_skip_reads_an_earlier_layer_and_is_told_with_the_pictures(files: Files, tmp_path: Path) -> None:
+    config = tiny_config()
+    config.text.layers = 2
+    nets = tiny_networks(config)
+    save_file(base_state() | keyed(nets.text, "cond_stage_model.model."), files.folder / "tiny.safetensors")
+    yaml = write_yaml(tmp_path / "tiny.yaml", config)
+    options: dict[str, Any] = {"device": "cpu", "dtype": "float32", "registry": files}
+    plain, skipping = load_pipeline(yaml, **options), load_pipeline(yaml, **options, clip_skip=2)
+    assert plain(REQUEST).extra.get("clip_skip") is None
+    found = skipping(REQUEST)
+    assert found.extra["clip_skip"] == "2"
+    assert not np.array_equal(found.images[0], plain(REQUEST).images[0])
+    with pytest.raises(ValueError, match=r"clip_skip is 3: give a whole number from 1 to 2"):
+        load_pipeline(yaml, **options, clip_skip=3)
+
+
+def test_embeddings_of_a_folder_are_used_by_their_names(files: Files, tmp_path: Path) -> None:
+    yaml = write_yaml(tmp_path / "tiny.yaml", CONFIG)
+    folder = tmp_path / "words"
+    folder.mkdir()
+    save_file({"emb_params": torch.full((2, 32), 3.0)}, folder / "car.safetensors")
+    options: dict[str, Any] = {"device": "cpu", "dtype": "float32", "registry": files}
+    found = load_pipeline(yaml, **options, embeddings=folder)(REQUEST).images[0]
+    assert not np.array_equal(found, load_pipeline(yaml, **options)(REQUEST).images[0])
+    with pytest.raises(ValueError, match="there is no such folder"):
+        load_pipeline(yaml, **options, embeddings=tmp_path / "none")

@@ -380,3 +380,16 @@ def test_a_too_long_document_and_text_are_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("core.metadata.MAX_TEXT_CHARS", 100)
     with pytest.raises(ValueError, match="characters: give a PNG"):
         read_parameters(WEBUI)
+
+
+def test_clip_skip_is_written_and_read_back_as_a_remark(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    request = Request("(a cat:1.2) \\(x\\) BREAK [b]", size=(64, 64))
+    save_png(PICTURE, file, request, seed=1, model="demo", extra={"clip_skip": "2", "device": "cpu"})
+    with Image.open(file) as image:
+        text = str(image.info["parameters"])
+    assert "Clip skip: 2" in text and "device" not in text
+    for stored in (read_request(file), read_parameters(text)):
+        assert stored.prompt == request.prompt
+        assert "--clip-skip" in stored.notes[0]
+    assert read_parameters("x\nSteps: 20, Seed: 1, Clip skip: 1").notes == ()

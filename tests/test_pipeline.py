@@ -130,14 +130,14 @@ def test_what_does_not_change_over_the_steps_is_computed_once(monkeypatch: pytes
 
         monkeypatch.setattr(owner, name, counted)
 
-    count(pipe.networks.text, "encode")
+    count(pipe.networks.text, "read")
     count(pipe.networks.unet, "project_context")
     net = pipe._cache.get(["canny"])["canny"]
     count(net, "embed_hint")
     count(net, "project_context")
     pipe(request(steps=5, num_samples=3))
     assert calls == {
-        "TextEncoder.encode": 1,
+        "TextEncoder.read": 1,
         "UNet.project_context": 1,
         "ControlNet.embed_hint": 1,
         "ControlNet.project_context": 1,
@@ -210,3 +210,11 @@ def test_running_out_of_memory_says_what_to_do() -> None:
         pipe(request())
     handle.remove()
     assert pipe(request()).images
+
+
+def test_a_long_prompt_and_a_weighted_one_draw_other_pictures(pipe: ControlNetPipeline) -> None:
+    plain = pipe(request())
+    for prompt in ("a (red:1.6) car", "a red car" + ", by the sea" * 30, "a red BREAK car"):
+        assert not same(pipe(request(prompt=prompt)), plain)
+    long_negative = pipe(request(negative_prompt="blurry, " * 60))
+    assert not same(long_negative, plain)

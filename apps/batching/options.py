@@ -42,6 +42,8 @@ class Options:
     device: str
     dtype: str
     low_vram: bool
+    clip_skip: int | None
+    embeddings: Path | None
     declared: tuple[Setting, ...]
     values: Mapping[str, Any]
 
@@ -70,7 +72,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> tuple[argparse.Argu
     values = {setting.name: getattr(args, setting.name) for setting in declared}
     options = Options(
         app, args.input, args.output, args.prompt, args.prompts, args.recursive, args.limit, args.overwrite,
-        args.maps_only, args.pose_json, model, args.device, args.dtype, args.low_vram, declared, values,
+        args.maps_only, args.pose_json, model, args.device, args.dtype, args.low_vram,
+        args.clip_skip, args.embeddings, declared, values,
     )  # fmt: skip
     try:
         check(options)
@@ -182,6 +185,18 @@ def _add_model(p: argparse.ArgumentParser) -> None:
         help="The numbers to compute with.",
     )
     p.add_argument("--low-vram", action="store_true", help="Keep on the GPU only the part that computes.")
+    p.add_argument(
+        "--clip-skip", type=_positive, metavar="N", help="The text encoder's layer to read, from the end."
+    )
+    p.add_argument(
+        "--embeddings", type=_folder, metavar="DIR", help="Where the textual-inversion files are."
+    )
+
+
+def _folder(text: str) -> Path:
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: there is no such folder.")
+    return Path(text)
 
 
 def _positive(text: str) -> int:

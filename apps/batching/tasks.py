@@ -71,6 +71,7 @@ class Drawing:
     work: Work
     model: str
     load: Callable[[], Pipeline]
+    clip_skip: int | None = None
     pipeline: Pipeline | None = None
 
     def prepare(self) -> Pipeline:
@@ -101,7 +102,11 @@ class Drawing:
         return {**self._stored(settings), **{name: getattr(settings, name) for name in names}}
 
     def _stored(self, settings: Settings) -> Facts:
-        extra = {"base_model": Path(self.model).name, "detector_weights": self.work.weights}
+        extra = {
+            "base_model": Path(self.model).name,
+            "detector_weights": self.work.weights,
+            "clip_skip": self.clip_skip,
+        }
         return {**stored_settings(self.work.app, settings), **extra}
 
     def targets(self, picture: Picture) -> tuple[Path, ...]:
@@ -131,7 +136,14 @@ class Drawing:
             stored = {**self._stored(job.settings), **source}
             with replacing(path) as handle:
                 save_png(
-                    image, handle, request, seed=seed, model=result.model, modules=modules, settings=stored
+                    image,
+                    handle,
+                    request,
+                    seed=seed,
+                    model=result.model,
+                    modules=modules,
+                    settings=stored,
+                    extra=result.extra,
                 )
 
         self.work.save_key_points(annotation, self.work.json_target(job.picture, MAPS))

@@ -58,7 +58,7 @@ class PictureFolder:
         paths = []
         for image, seed in zip(result.images, result.seeds, strict=True):
             path = self._new(f"{app.name}-{seed}.png")
-            self._save(image, path, app, settings, result.request, seed, result.model)
+            self._save(image, path, app, settings, result.request, seed, result.model, result.extra)
             paths.append(path)
         return tuple(paths)
 
@@ -95,7 +95,10 @@ class PictureFolder:
         request: Request,
         seed: int,
         model: str,
+        extra: Mapping[str, str] | None = None,
     ) -> None:
         modules = (app.annotator if settings.preprocessor == "detect" else "none",)
         stored = stored_settings(app, settings)
-        save_png(image, path, request, seed=seed, model=model, modules=modules, settings=stored)
+        save_png(
+            image, path, request, seed=seed, model=model, modules=modules, settings=stored, extra=extra
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import TypeVar
 
 import ftfy
 import regex
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from core.config import TextConfig
 
 START_TOKEN, END_TOKEN = 49406, 49407
+T = TypeVar("T")
 
 
 class PublishedTokenizer(SimpleTokenizer):
@@ -37,6 +39,15 @@ class PublishedTokenizer(SimpleTokenizer):
 def tokenizer(layout: str) -> SimpleTokenizer:
     """Return the tokenizer that text encoders published in ``layout`` ("hf" or "open_clip") are used with."""
     return PublishedTokenizer() if layout == "hf" else SimpleTokenizer()
+
+
+def frame(config: TextConfig, words: Sequence[T], start: T, end: T, pad: T) -> list[T]:
+    """Return the ``context_length`` places of a text, two of them not words: start, words, end, padding."""
+    places = [start, *words, end]
+    if config.repeat_prompt and words:
+        copies = -(-config.context_length // (len(places) - 1))
+        places = [start, *places[1:] * copies][: config.context_length]
+    return places + [pad] * (config.context_length - len(places))
 
 
 class TextEncoder(nn.Module):
@@ -62,14 +73,9 @@ class TextEncoder(nn.Module):
         """Return (B, context_length) int64 token ids; a longer prompt is cut, a shorter one padded."""
         config = self.config
         encode = tokenizer(config.layout).encode
-        tokens = torch.full((len(prompts), config.context_length), config.pad_token)
-        for row, prompt in zip(tokens, prompts, strict=True):
-            ids = [START_TOKEN, *encode(prompt)[: config.context_length - 2], END_TOKEN]
-            if config.repeat_prompt and len(ids) > 2:
-                copies = -(-config.context_length // (len(ids) - 1))
-                ids = [START_TOKEN, *ids[1:] * copies][: config.context_length]
-            row[: len(ids)] = torch.tensor(ids)
-        return tokens
+        most = config.context_length - 2
+        cut = [encode(prompt)[:most] for prompt in prompts]
+        return torch.tensor([frame(config, ids, START_TOKEN, END_TOKEN, config.pad_token) for ids in cut])
 
     def _rows(self, tokens: Tensor) -> Tensor:
         """Map token ids to rows of the embedding; a token that was not kept maps to the last row."""
@@ -78,17 +84,24 @@ class TextEncoder(nn.Module):
         at = torch.searchsorted(self.token_ids, tokens).clamp(max=len(self.token_ids) - 1)
         return torch.where(self.token_ids[at] == tokens, at, len(self.token_ids))
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return the context (B, context_length, width) of ``tokens`` (B, context_length) int64."""
-        x = self.token_embedding(self._rows(tokens))
-        x = x + self.positional_embedding
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return the vectors (B, context_length, width) of ``tokens`` (B, context_length) int64."""
+        return self.token_embedding(self._rows(tokens))
+
+    def read(self, vectors: Tensor) -> Tensor:
+        """Return the context (B, context_length, width) of words given as what ``embed`` returns."""
+        x = vectors + self.positional_embedding
         length = x.shape[1]
         mask = torch.full((length, length), float("-inf"), dtype=x.dtype, device=x.device).triu_(1)
         blocks = self.transformer.resblocks
-        for block in blocks[:-1] if self.config.penultimate else blocks:
+        for block in blocks[: len(blocks) - self.config.layers_left_out]:
             x = block(x, attn_mask=mask)
         return self.ln_final(x)
 
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the context (B, context_length, width) of ``tokens`` (B, context_length) int64."""
+        return self.read(self.embed(tokens))
+
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Return the context (B, context_length, width) of the prompts."""
+        """Return the context (B, context_length, width) of plain captions; see ``core.prompts``."""
         return self(self.tokenize(prompts).to(self.positional_embedding.device))

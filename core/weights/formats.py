@@ -113,6 +113,15 @@ class Inert:
         """Forget any state."""
 
 
+class Parameters(dict[str, object]):
+    """Stands in for torch's ParameterDict, in which older textual-inversion files keep their one tensor."""
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Take the tensors out of a module's state."""
+        self.update(state.get("_parameters", {}))
+
+
+WRAPPERS = ("state_dict", "string_to_param")  # the second is a textual-inversion file's
 # Named in v1-5-pruned.ckpt and its like, under "callbacks"; weights_only would refuse the whole file for it.
 LEFTOVERS = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
@@ -125,8 +134,8 @@ LEFTOVERS = (
 class PickleFile(TensorFile):
     """A .ckpt, .pth, .pt or .bin file, loaded with ``weights_only``: no code of the file runs.
 
-    A ``state_dict`` wrapper, even a double one, is taken off. Files of the zip kind (torch 1.6 and later) are
-    mapped; older ones have to be held in memory.
+    A ``state_dict`` or ``string_to_param`` wrapper, even a double one, is taken off. Files of the zip kind
+    (torch 1.6 and later) are mapped; older ones have to be held in memory.
     """
 
     def _open(self) -> None:
@@ -134,6 +143,7 @@ class PickleFile(TensorFile):
         with self.path.open("rb") as file:
             zipped = file.read(4) == b"PK\x03\x04"
         stand_ins: list[Any] = [(Inert, name) for name in LEFTOVERS]
+        stand_ins.append((Parameters, "torch.nn.modules.container.ParameterDict"))
         with torch.serialization.safe_globals(stand_ins):
             loaded = torch.load(self.path, map_location="cpu", weights_only=True, mmap=zipped)
         entries = unwrap(loaded)
@@ -148,9 +158,12 @@ class PickleFile(TensorFile):
 
 
 def unwrap(loaded: object) -> dict[str, object]:
-    """Return what a loaded pickle holds by name, out of any ``state_dict`` wrappers."""
-    while isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
-        loaded = loaded["state_dict"]
+    """Return what a loaded pickle holds by name, out of any wrappers."""
+    while isinstance(loaded, Mapping):
+        inner = next((loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
+        if inner is None:
+            break
+        loaded = inner
     return {str(key): value for key, value in loaded.items()} if isinstance(loaded, Mapping) else {}
 
 

@@ -20,6 +20,7 @@ VARIANTS = {9: " for inpainting", 8: " for editing by instruction (pix2pix)", 5:
 # (kind, what it is, beginnings of keys that must all occur); the first that fits is taken.
 MARKS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("embedding", "a textual inversion embedding", ("emb_params",)),
+    ("embedding", "a textual inversion embedding", ("*",)),  # out of "string_to_param"
     ("embedding", "a textual inversion embedding for SDXL", ("clip_g", "clip_l")),
     ("ip_adapter", "an IP-Adapter", ("image_proj", "ip_adapter")),
     ("t2i_adapter", "a T2I-Adapter", ("body.0.block1.", "conv_in.")),
@@ -76,8 +77,6 @@ def recognise(file: TensorFile) -> CheckpointInfo:
         family = _name(own)
         model = f"this suite's model '{family}'"
     kind, title = _kind(tensors, family, model)
-    if kind == "empty" and "string_to_param" in file.other_keys:
-        kind, title = "embedding", "a textual inversion embedding"
     return CheckpointInfo(file.path, kind, title, family, has_base, has_control, own)
 
 

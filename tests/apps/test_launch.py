@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ def test_every_flag_has_a_sentence_of_help() -> None:
     flags = {option for action in actions for option in action.option_strings}
     assert flags == {
         *("--app", "--model", "--device", "--dtype", "--host", "--port", "--share", "--auth"),
-        *("--low-vram", "--list"),
+        *("--low-vram", "--clip-skip", "--embeddings", "--list"),
     }
     for action in actions:
         assert action.help is not None and action.help.endswith("."), action.dest
@@ -71,7 +72,22 @@ def test_a_port_in_use_is_told_in_a_line(
     assert "127.0.0.1:8001 (in use): give another --port" in capsys.readouterr().err
 
 
-def test_arguments_reach_the_page_and_the_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("--clip-skip 0", "--clip-skip is 0: give a whole number from 1."),
+        ("--embeddings /no/such", "--embeddings is /no/such: there is no such folder."),
+    ],
+)
+def test_wrong_options_for_prompts_are_told(
+    given: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        launch.main(given.split())
+    assert told in capsys.readouterr().err
+
+
+def test_arguments_reach_the_page_and_the_pipeline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import apps.ui
     import core
 
@@ -85,8 +101,8 @@ def test_arguments_reach_the_page_and_the_pipeline(monkeypatch: pytest.MonkeyPat
         seen["apps"], seen["model"] = [app.name for app in apps], model
         return Page()
 
-    def load_pipeline(name: str, *, device: str, dtype: str, low_vram: bool) -> Any:
-        seen["load"] = (name, device, dtype, low_vram)
+    def load_pipeline(name: str, **options: Any) -> Any:
+        seen["load"] = (name, options)
         raise ValueError("not in this test")
 
     def serve(page: Page, **options: Any) -> str:
@@ -97,10 +113,12 @@ def test_arguments_reach_the_page_and_the_pipeline(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(apps.ui, "serve", serve)
     monkeypatch.setattr(core, "load_pipeline", load_pipeline, raising=False)
     arguments = "--app canny --model demo --device cpu --dtype float32 --host 0.0.0.0 --port 8001 --low-vram"
-    assert launch.main([*arguments.split(), "--auth", "ann:se:cret"]) == 0
+    words = ["--clip-skip", "2", "--embeddings", str(tmp_path)]
+    assert launch.main([*arguments.split(), *words, "--auth", "ann:se:cret"]) == 0
     assert seen["model"].wait(10)
     assert seen["apps"] == ["canny"] and seen["blocked"]
-    assert seen["load"] == ("demo", "cpu", "float32", True)
+    told = {"device": "cpu", "dtype": "float32", "low_vram": True, "clip_skip": 2, "embeddings": tmp_path}
+    assert seen["load"] == ("demo", told)
     assert seen["serve"] == {"host": "0.0.0.0", "port": 8001, "share": False, "auth": ("ann", "se:cret")}
 
 

@@ -1,0 +1,1 @@
+"""Prompts as people write them: weighted words, prompts of any length, learned words from files."""
