@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 CONFIG_DIR = Path(__file__).parent / "configs"
 PARAMETERIZATIONS = ("eps", "v")
+CONTROL_VARIANTS = ("full", "lite", "mlp", "precomputed")
 
 
 class ConfigError(ValueError):
@@ -45,12 +46,14 @@ class ControlNetConfig:
     """What a ControlNet has beyond the UNet's encoder.
 
     ``guess_depth`` is the index of the residual that guess mode leaves whole; those before it count less. The
-    original counts from 12 whatever the network's depth.
+    original counts from 12 whatever the network's depth. ``variant`` is one of CONTROL_VARIANTS: the
+    trainable copy ("full"), or one of the networks that look at neither x_t nor t.
     """
 
     hint_channels: int = 3
     guess_depth: int = 12
     hint_widths: list[int] = field(default_factory=lambda: [16, 32, 96, 256])
+    variant: str = "full"
 
 
 @dataclass
@@ -173,6 +176,21 @@ def _parsed(read: Callable[[Any], Any], content: Path | str, source: Path) -> Mo
     return config
 
 
+def with_variant(config: ModelConfig, variant: str) -> ModelConfig:
+    """Return ``config`` for ControlNets of another variant.
+
+    Raises:
+        ValueError: there is no such variant; names the choices.
+    """
+    if variant not in CONTROL_VARIANTS:
+        raise ValueError(_no_variant(variant))
+    return replace(config, control=replace(config.control, variant=variant))
+
+
+def _no_variant(variant: str) -> str:
+    return f"variant is {variant!r}: give one of {', '.join(CONTROL_VARIANTS)}."
+
+
 def _check(config: ModelConfig, path: Path) -> None:
     unet, text = config.unet, config.text
     if (unet.num_heads > 0) == (unet.num_head_channels > 0):
@@ -182,6 +200,8 @@ def _check(config: ModelConfig, path: Path) -> None:
             f"{path}: schedule.parameterization is {config.schedule.parameterization!r}: "
             f"give one of {', '.join(PARAMETERIZATIONS)}."
         )
+    if config.control.variant not in CONTROL_VARIANTS:
+        raise ConfigError(f"{path}: control.{_no_variant(config.control.variant)}")
     if text.layout not in {"hf", "open_clip"}:
         raise ConfigError(f"{path}: text.layout is {text.layout!r}: give hf or open_clip.")
     if text.width != unet.context_dim:

@@ -12,8 +12,8 @@ import torch
 
 from core.config import ModelConfig, config_names, load_config
 from core.errors import CheckpointMismatch, WeightsMissing
-from core.models.controlnet import ControlNet
 from core.models.packing import pack_weights
+from core.models.variants import AnyControlNet
 from core.pipeline import ControlNetPipeline
 from core.request import check_number
 from core.runtime.control_cache import DEFAULT_BUDGET
@@ -112,7 +112,7 @@ def _default_registry() -> Locator:
 
 def _load_control(
     source: Source, name: str, device: torch.device, dtype: torch.dtype, *, pack: bool
-) -> ControlNet:
+) -> AnyControlNet:
     path = source.locate_control(name)
     net = load_control(source.config, path, device=device, dtype=dtype, base=source.base)
     if pack:

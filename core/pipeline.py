@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from core.config import ModelConfig
 from core.errors import SuiteError, WeightsMissing
 from core.images import hint_to_tensor, to_uint8
-from core.models.controlnet import ControlNet
+from core.models.variants import AnyControlNet
 from core.prompts.embeddings import Embeddings
 from core.prompts.encode import encode_prompts
 from core.request import ControlUnit, Progress, Request, Result
@@ -46,7 +46,7 @@ class ControlNetPipeline:
         self,
         config: ModelConfig,
         base: BaseNetworks,
-        load_control: Callable[[str], ControlNet],
+        load_control: Callable[[str], AnyControlNet],
         *,
         locate_control: Callable[[str], object] | None = None,
         controls: Sequence[str] | None = None,
@@ -218,7 +218,7 @@ class ControlNetPipeline:
             return encode_prompts(self.networks.text, prompts, self._embeddings).to(self.dtype)
 
     def _denoiser(
-        self, request: Request, context: Tensor, controls: Sequence[tuple[ControlNet, ControlUnit]]
+        self, request: Request, context: Tensor, controls: Sequence[tuple[AnyControlNet, ControlUnit]]
     ) -> GuidedDenoiser:
         """Compute what stays the same over the steps of ``request``."""
         count = request.num_samples

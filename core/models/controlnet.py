@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -21,19 +23,22 @@ def hint_block(config: ControlNetConfig, out_channels: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def zero_conv(channels: int) -> nn.Sequential:
+    """Build a 1x1 convolution that is zero at the start: what it guards changes nothing then."""
+    return nn.Sequential(zero_module(nn.Conv2d(channels, channels, 1)))
+
+
 class ControlNet(UNetEncoder):
     """The UNet's encoder with a hint block and a zero convolution on each output."""
+
+    static: ClassVar[bool] = False  # the residuals change with x_t and t
 
     def __init__(self, unet: UNetConfig, control: ControlNetConfig) -> None:
         """Build for the UNet described by ``unet``."""
         super().__init__(unet)
-        self.zero_convs = nn.ModuleList(self._zero_conv(ch) for ch in self.skip_channels)
+        self.zero_convs = nn.ModuleList(zero_conv(ch) for ch in self.skip_channels)
         self.input_hint_block = hint_block(control, unet.model_channels)
-        self.middle_block_out = self._zero_conv(self.skip_channels[-1])
-
-    @staticmethod
-    def _zero_conv(channels: int) -> nn.Sequential:
-        return nn.Sequential(zero_module(nn.Conv2d(channels, channels, 1)))
+        self.middle_block_out = zero_conv(self.skip_channels[-1])
 
     @classmethod
     def from_unet(cls, unet: UNet, control: ControlNetConfig) -> ControlNet:

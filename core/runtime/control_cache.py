@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from core.models.controlnet import ControlNet
+from core.models.variants import AnyControlNet
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ DEFAULT_BUDGET = 2
 class ControlCache:
     """Loads ControlNets when first used and keeps at most ``budget``, or as many as one request needs."""
 
-    def __init__(self, load: Callable[[str], ControlNet], budget: int = DEFAULT_BUDGET) -> None:
+    def __init__(self, load: Callable[[str], AnyControlNet], budget: int = DEFAULT_BUDGET) -> None:
         """Load with ``load``, which is given a ControlNet's name.
 
         Raises:
@@ -28,13 +28,13 @@ class ControlCache:
             raise ValueError(f"max_controls is {budget}: give at least 1.")
         self._load = load
         self._budget = budget
-        self._nets: OrderedDict[str, ControlNet] = OrderedDict()
+        self._nets: OrderedDict[str, AnyControlNet] = OrderedDict()
 
     def __contains__(self, name: str) -> bool:
         """Say whether ``name`` is in memory."""
         return name in self._nets
 
-    def get(self, names: Sequence[str]) -> dict[str, ControlNet]:
+    def get(self, names: Sequence[str]) -> dict[str, AnyControlNet]:
         """Return the ControlNets called ``names``; what is too much is dropped before anything is loaded."""
         wanted = list(dict.fromkeys(names))
         missing = [name for name in wanted if name not in self._nets]

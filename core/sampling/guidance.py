@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.errors import NumericalError
-from core.models.controlnet import ControlNet, add_residuals
-from core.models.unet import ContextKV, UNet, UNetEncoder
+from core.models.controlnet import add_residuals
+from core.models.unet import ContextKV, UNet
+from core.models.variants import AnyControlNet
 from core.request import ControlUnit
 from core.sampling.schedule import Schedule
 
@@ -32,7 +33,7 @@ def is_active(start: float, end: float, step_index: int, steps: int) -> bool:
     return start - SHARE_TOLERANCE <= share < end - SHARE_TOLERANCE
 
 
-def text_rows(net: UNetEncoder, context: Tensor, batch: int) -> ContextKV:
+def text_rows(net: UNet | AnyControlNet, context: Tensor, batch: int) -> ContextKV:
     """Project ``context`` (1 or 2 rows, tokens, d) once and repeat each row for ``batch`` pictures.
 
     One row is repeated without copying. With two (conditional, unconditional) each picture's keys and values
@@ -51,19 +52,34 @@ class ActiveControl:
     """One ControlNet of a request, with all that does not change over the steps.
 
     ``hint_embedding`` (1, model_channels, h, w); ``kv`` has as many rows as this network is given: in guess
-    mode the conditional ones only.
+    mode the conditional ones only. ``fixed`` are the residuals, of as many rows, where they are the same at
+    every step: then the network is not called again.
     """
 
-    net: ControlNet
+    net: AnyControlNet
     hint_embedding: Tensor
     kv: ContextKV
     strength: float
     start: float
     end: float
+    fixed: list[Tensor] | None = None
+
+
+def fixed_residuals(net: AnyControlNet, context: Tensor, embedding: Tensor, batch: int) -> list[Tensor]:
+    """Compute the residuals of a network that looks at neither x_t nor t, for ``batch`` pictures.
+
+    It is given one row for each of ``context``; what it returns is repeated for the pictures, without copying
+    where all rows are the same.
+    """
+    rows = len(context) * batch
+    made: list[Tensor] = net(None, None, context, embedding)
+    return [
+        r.expand(rows, -1, -1, -1) if len(r) == 1 else r.repeat_interleave(rows // len(r), 0) for r in made
+    ]
 
 
 def prepare_control(
-    net: ControlNet, unit: ControlUnit, hint: Tensor, context: Tensor, batch: int
+    net: AnyControlNet, unit: ControlUnit, hint: Tensor, context: Tensor, batch: int
 ) -> ActiveControl:
     """Compute once what ``unit`` needs at every step.
 
@@ -71,9 +87,10 @@ def prepare_control(
     first and, outside guess mode and where guidance asks for it, unconditional second.
     """
     picture = hint.to(context.device, context.dtype, memory_format=torch.channels_last)
-    return ActiveControl(
-        net, net.embed_hint(picture), text_rows(net, context, batch), unit.strength, unit.start, unit.end
-    )
+    embedding = net.embed_hint(picture)
+    fixed = fixed_residuals(net, context, embedding, batch) if net.static else None
+    kv = text_rows(net, context, batch) if fixed is None else ()
+    return ActiveControl(net, embedding, kv, unit.strength, unit.start, unit.end, fixed)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,7 +135,9 @@ class GuidedDenoiser:
         for control in self.controls:
             if not is_active(control.start, control.end, step_index, self.steps):
                 continue
-            residuals = control.net(x[:rows], time[:rows], control.kv, control.hint_embedding)
+            residuals = control.fixed
+            if residuals is None:
+                residuals = control.net(x[:rows], time[:rows], control.kv, control.hint_embedding)
             scales = residual_scales(
                 control.strength, len(residuals), self.guess_mode, self.guess_depth
             )

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from core.config import ModelConfig
-from core.models.controlnet import ControlNet
 from core.models.text_encoder import TextEncoder
 from core.models.unet import UNet
+from core.models.variants import AnyControlNet, control_class
 from core.runtime.device import autocast
 from core.training.base import varied_captions
 from core.training.data import LatentScenes
@@ -37,7 +37,7 @@ class ControlBatch:
     hint: Tensor
 
 
-def control_prediction(unet: UNet, net: ControlNet, batch: ControlBatch, x_t: Tensor, t: Tensor) -> Tensor:
+def control_prediction(unet: UNet, net: AnyControlNet, batch: ControlBatch, x_t: Tensor, t: Tensor) -> Tensor:
     """Return the locked UNet's prediction under the residuals of the trainable copy."""
     residuals = net(x_t, t, batch.context, net.embed_hint(batch.hint))
     return unet(x_t, t, batch.context, residuals)
@@ -90,7 +90,7 @@ class SceneControlBatches:
         return ControlBatch(x_0, context, hint_tensor)
 
 
-def trained_over(net: ControlNet, name: str) -> bool:
+def trained_over(net: AnyControlNet, name: str) -> bool:
     """Tell whether a parameter learns where a ControlNet takes over the trunk of another one.
 
     That are the hint block, the zero convolutions, and all vectors: a tenth of the parameters.
@@ -107,14 +107,15 @@ def train_control(
     *,
     batch_size: int,
     over: bool = False,
-) -> ControlNet:
+) -> AnyControlNet:
     """Train a ControlNet on the locked ``unet``; resumes from ``loop.output``; returns the moving average.
 
-    ``over`` keeps the trunk that it starts with and trains what ``trained_over`` says.
+    It is of the variant that ``config.control`` names. ``over`` keeps the trunk that it starts with and
+    trains what ``trained_over`` says.
     """
     torch.manual_seed(loop.seed)
     unet.requires_grad_(False).float()
-    net = ControlNet.from_unet(unet, config.control)
+    net = control_class(config.control).from_unet(unet, config.control)
     load_start(net, loop.output)
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(not over or trained_over(net, name))

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core.config import ModelConfig
-from core.models.controlnet import ControlNet
 from core.models.text_encoder import TextEncoder
 from core.models.unet import UNet
 from core.models.vae import AutoencoderKL
+from core.models.variants import AnyControlNet
 from core.weights.formats import OVER
 
 
@@ -44,7 +44,9 @@ def export_base(config: ModelConfig, unet: UNet, vae: AutoencoderKL, text: TextE
     _save(tensors, path, config)
 
 
-def export_control(config: ModelConfig, net: ControlNet, path: Path, over: Path | None = None) -> None:
+def export_control(
+    config: ModelConfig, net: AnyControlNet, path: Path, over: Path | None = None
+) -> None:
     """Write one control-only file, without prefix.
 
     With ``over`` it holds only what differs from that file, which has to lie beside it.

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from core.config import ModelConfig, config_names
+from core.config import CONTROL_VARIANTS, ModelConfig, config_names
 from core.errors import CheckpointMismatch
-from core.models.controlnet import ControlNet
 from core.models.text_encoder import TextEncoder
 from core.models.unet import UNet
 from core.models.vae import AutoencoderKL
+from core.models.variants import AnyControlNet, control_class
 from core.weights.convert import (
     CONTROL,
     DIFFERENCE,
@@ -32,7 +32,7 @@ from core.weights.convert import (
 )
 from core.weights.formats import TensorFile, TensorInfo, open_layers, open_tensors
 from core.weights.parts import Offset, Part
-from core.weights.recognise import CheckpointInfo, recognise
+from core.weights.recognise import CheckpointInfo, control_title, metadata_variant, recognise
 
 log = logging.getLogger(__name__)
 
@@ -101,10 +101,11 @@ def load_control(
     dtype: torch.dtype,
     base: Path | None = None,
     trained_on: Path | None = None,
-) -> ControlNet:
+) -> AnyControlNet:
     """Load a ControlNet from a full, control-only, diffusers-layout or difference file.
 
-    A file that holds only what differs from another ControlNet names that in its metadata.
+    A file that holds only what differs from another ControlNet names that in its metadata, as does one that
+    holds another variant than ``config`` says.
 
     Args:
         config: describes the base model.
@@ -131,17 +132,18 @@ def load_control(
     return net
 
 
-def open_control(config: ModelConfig, path: Path) -> tuple[ControlNet, Part]:
+def open_control(config: ModelConfig, path: Path) -> tuple[AnyControlNet, Part]:
     """Open a file that holds a ControlNet; also return the network, on the meta device.
 
     Raises:
         CheckpointMismatch: the file holds no such ControlNet; names it, what it seems to be, and keys.
     """
     file = open_layers(path)
+    control = replace(config.control, variant=_variant(file, config))
     with torch.device("meta"):
-        net = ControlNet(config.unet, config.control)
+        net = control_class(control)(config.unet, control)
     plan = plan_control(config, net, file.tensors)
-    check_plan(file, config, "a ControlNet", list(config.controls.values()), plan)
+    check_plan(file, config, control_title(control.variant), list(config.controls.values()), plan)
     return net, Part(file, plan.sources, net.state_dict())
 
 
@@ -157,6 +159,17 @@ def open_unet(config: ModelConfig, path: Path) -> Part:
     plan = plan_sources(wanted, prefixed(wanted, UNET), file.tensors)
     check_plan(file, config, "a base model", [config.weights], plan)
     return Part(file, plan.sources, wanted)
+
+
+def _variant(file: TensorFile, config: ModelConfig) -> str:
+    """Return which variant of ControlNet ``file`` says it holds, else the one of ``config``."""
+    variant = metadata_variant(file) or config.control.variant
+    if variant not in CONTROL_VARIANTS:
+        raise CheckpointMismatch(
+            f"{file.path} holds a ControlNet of the variant {variant!r}, and known are "
+            f"{', '.join(CONTROL_VARIANTS)}. Update the suite, or give another file."
+        )
+    return variant
 
 
 def inspect_checkpoint(path: Path) -> CheckpointInfo:

@@ -175,7 +175,8 @@ def diff(
     entries = {MARK: constant(torch.ones(()))}
     for name in part:
         own = entry(part, name)
-        entries[CONTROL + name] = own if is_new(name) else _difference(own, entry(unet, name))
+        kept = is_new(name) or name not in unet
+        entries[CONTROL + name] = own if kept else _difference(own, entry(unet, name))
     cast = {key: value.cast(dtype) for key, value in entries.items()}
     return write_tensors(out, cast, own_metadata(part.file), overwrite=overwrite)
 

@@ -15,7 +15,8 @@ FAMILIES = {768: ("sd1", "Stable Diffusion 1.x"), 1024: ("sd2", "Stable Diffusio
 FAMILIES |= {2048: ("sdxl", "SDXL"), 1280: ("sdxl", "SDXL (refiner)")}
 LORA = re.compile(r"\.lora_(down|up|A|B)\.|\.lora\.(down|up)\.|^lora_(unet|te\d?)_")
 SD = ("sd1", "sd2")
-VARIANTS = {9: " for inpainting", 8: " for editing by instruction (pix2pix)", 5: " with depth input"}
+VARIANT = re.compile(r"^control:\n(?: +.*\n)*? +variant: *(\S+)", re.MULTILINE)  # in a file's own config
+INPUTS = {9: " for inpainting", 8: " for editing by instruction (pix2pix)", 5: " with depth input"}
 
 # (kind, what it is, beginnings of keys that must all occur); the first that fits is taken.
 MARKS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
@@ -76,11 +77,25 @@ def recognise(file: TensorFile) -> CheckpointInfo:
     if own is not None:
         family = _name(own)
         model = f"this suite's model '{family}'"
-    kind, title = _kind(tensors, family, model)
+    kind, title = _kind(tensors, family, model, metadata_variant(file) or "full")
     return CheckpointInfo(file.path, kind, title, family, has_base, has_control, own)
 
 
-def _kind(tensors: Mapping[str, TensorInfo], family: str | None, model: str) -> tuple[str, str]:
+def metadata_variant(file: TensorFile) -> str | None:
+    """Return the variant of ControlNet that a file of this project names; None where it names none."""
+    own = file.metadata.get("config", "") if file.metadata.get("format") == FORMAT else ""
+    found = VARIANT.search(own)
+    return found[1] if found else None
+
+
+def control_title(variant: str) -> str:
+    """Name a ControlNet of a variant for people."""
+    return "a ControlNet" if variant == "full" else f"a ControlNet of the variant {variant!r}"
+
+
+def _kind(
+    tensors: Mapping[str, TensorInfo], family: str | None, model: str, variant: str
+) -> tuple[str, str]:
     control = _any(tensors, CONTROL) or _any(tensors, "zero_convs.")
     if is_difference(tensors) and control:
         return "control_difference", f"the difference of a ControlNet for {model} to its base model"
@@ -92,12 +107,12 @@ def _kind(tensors: Mapping[str, TensorInfo], family: str | None, model: str) -> 
         return "diffusers_control", f"a ControlNet for {model} in the diffusers layout"
     first = tensors.get(UNET + "input_blocks.0.0.weight")
     if first is not None:
-        variant = VARIANTS.get(first.shape[1], "") if family in SD and len(first.shape) == 4 else ""
+        inputs = INPUTS.get(first.shape[1], "") if family in SD and len(first.shape) == 4 else ""
         whole = all(_any(tensors, prefix) for prefix in (VAE, TEXT)) or _any(tensors, "conditioner.")
         parts = " and a ControlNet" if control else "" if whole else ", UNet only or without some parts"
-        return ("full_control" if control else "base"), f"a checkpoint of {model}{variant}{parts}"
+        return ("full_control" if control else "base"), f"a checkpoint of {model}{inputs}{parts}"
     if control:
-        return "control", f"a ControlNet for {model}"
+        return "control", f"{control_title(variant)} for {model}"
     for kind, title, marks in MARKS:
         if all(_any(tensors, mark) for mark in marks):
             return kind, title
