@@ -7,7 +7,7 @@ import math
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import cv2
@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotators.maps import LINES, MapKind, resize_map
+from annotators.networks import Weights, find_weights
+from core.errors import WeightsMissing
 from core.images import resize, resize_image, to_rgb
 
 if TYPE_CHECKING:
@@ -93,13 +95,15 @@ class Annotation:
     """What a detector made: ``hint`` for the ControlNet, ``preview`` for the eye, both (H, W, 3) uint8 RGB.
 
     Both arrays are read-only, since they are remembered. ``data`` holds what else was found, such as the key
-    points of a pose, as JSON can; ``note`` is a doubt about a map that was brought, or empty.
+    points of a pose, as JSON can; ``note`` is a doubt about a map that was brought, or empty. ``weights`` are
+    those that found it, None where none were needed.
     """
 
     hint: NDArray[np.uint8]
     preview: NDArray[np.uint8]
     data: Mapping[str, Any] | None = None
     note: str = ""
+    weights: Weights | None = None
 
 
 class ResultCache:
@@ -209,12 +213,22 @@ class Annotator(ABC):
         settings = self._check_params(params)
         short_side = self._check_resolution(resolution, size)
         digest = hashlib.blake2b(picture.tobytes(), digest_size=16).digest()
-        key = (digest, picture.shape, tuple(size), short_side, tuple(sorted(settings.items())))
+        used = self.used_weights()
+        key = (digest, picture.shape, tuple(size), short_side, tuple(sorted(settings.items())), used)
         found = self._cache.get(key)
         if found is None:
-            found = self._annotate(picture, size, short_side, settings)
+            found = replace(self._annotate(picture, size, short_side, settings), weights=used)
             self._cache.put(key, found)
         return found
+
+    def used_weights(self) -> Weights | None:
+        """Return the weights at work, published ones or a stand-in; None if none are needed, or here."""
+        if self.weights is None:
+            return None
+        try:
+            return find_weights(self.weights, self.demo_weights)
+        except WeightsMissing:
+            return None
 
     def _annotate(
         self,

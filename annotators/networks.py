@@ -45,6 +45,16 @@ def find_weights(name: str, demo_name: str | None = None) -> Weights:
     return Weights(name, registry[name].title, demo=False)
 
 
+def stand_in_words(weights: Weights, published: str) -> str:
+    """Say plainly what a stand-in's maps are worth, and how to get the weights called ``published``."""
+    real = Registry.load()[published]
+    return (
+        f"{weights.title}: demo detector, trained on toy scenes; on photographs it is only a guess. "
+        f"The real one: {real.title}, {real.size_text}, licence {real.licence_text}: "
+        f"python -m core.weights get {published}"
+    )
+
+
 class NetworkCache:
     """Networks by name; those longest unused are dropped beyond the budget. Safe for threads."""
 

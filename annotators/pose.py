@@ -24,6 +24,7 @@ PADDING = 128
 MAX_HANDS = 32  # the largest: noise can look like a hundred people, and a hand costs seconds
 MAX_NET_SIDE = 1472  # pixels, 8 times the usual height: a strip of a picture must not fill the memory
 BODY_WEIGHTS, HAND_WEIGHTS = "openpose_body", "openpose_hand"
+DEMO_WEIGHTS = "demo_openpose_body"
 FAINT = 1e-6  # a part's score may be 0 beside its blurred peak, but a score of 0 means that it was not found
 
 
@@ -41,6 +42,7 @@ class Pose(Annotator):
     auto_range = (256, 768)
     interpolation = cv2.INTER_NEAREST
     weights = BODY_WEIGHTS
+    demo_weights = DEMO_WEIGHTS
     kind = SKELETON
 
     def detect(self, image: NDArray[np.uint8], *, detect_hands: bool) -> Detected:

@@ -17,8 +17,9 @@ from annotators.networks import NETWORKS, find_weights
 if TYPE_CHECKING:
     import torch
 
-WEIGHTS = "uniformer"
-SHORT_SIDE, LONG_SIDE = 512, 2048  # pixels: what the network sees is as large as the one or the other allows
+WEIGHTS, DEMO_WEIGHTS = "uniformer", "demo_uniformer"
+SHORT_SIDE = 512  # pixels: of what the published network sees
+LONGEST = 4  # times the short side: how long the other one may be
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet's red, green and blue
 CLASSES_AT_ONCE = 10  # whose logits are enlarged together: all would take 600 MB for a long picture
 CLEARLY_MORE = 0.25  # of a map's pixels: then red and blue are the other way round
@@ -41,6 +42,7 @@ class Segmentation(Annotator):
     auto_range = (256, 1024)
     interpolation = cv2.INTER_NEAREST
     weights = WEIGHTS
+    demo_weights = DEMO_WEIGHTS
     kind = CLASSES
 
     def detect(self, image: NDArray[np.uint8], *, original_channel_order: bool) -> Detected:
@@ -84,7 +86,7 @@ def find_classes(image: NDArray[np.uint8], demo_weights: str | None = None) -> N
 
     weights = find_weights(WEIGHTS, demo_weights)
     net = NETWORKS.get(weights.name, build, ignored=without_use, half=False)
-    inputs = fit(image)
+    inputs = fit(image, net.config.side)
     weight = net.decode_head.conv_seg.weight
     with torch.inference_mode():
         logits = net(inputs.to(weight.device, weight.dtype))
@@ -92,17 +94,18 @@ def find_classes(image: NDArray[np.uint8], demo_weights: str | None = None) -> N
     return np.asarray(found[0].to(torch.uint8).cpu().numpy())
 
 
-def fit(image: NDArray[np.uint8]) -> torch.Tensor:
+def fit(image: NDArray[np.uint8], short_side: int = SHORT_SIDE) -> torch.Tensor:
     """Scale and normalise (h, w, 3) uint8 to the network's input, (1, 3, H, W) float32.
 
-    The short side becomes 512 pixels, or as many as keep the long side at 2048, and at least 32.
+    The short side becomes ``short_side`` pixels, or as many as keep the long side at four times that, and at
+    least 32.
     """
     import torch
 
     from annotators.nets.uniformer import SMALLEST
 
     sides = image.shape[:2]
-    scale = min(SHORT_SIDE / min(sides), LONG_SIDE / max(sides))
+    scale = min(short_side / min(sides), LONGEST * short_side / max(sides))
     height, width = (max(SMALLEST, int(side * scale + 0.5)) for side in sides)
     scaled = np.ascontiguousarray(image)
     if (height, width) != sides:

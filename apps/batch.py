@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import annotators
-from annotators.networks import find_weights
+from annotators.networks import find_weights, stand_in_words
 from apps.batching.files import check_writable
 from apps.batching.options import Options, parse_options
 from apps.batching.pictures import Found, Prompts, find_pictures
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from apps.page.model import Pipeline
 
 SHOWN = 3
-STAND_IN = "a stand-in for pictures of the toy world. On photos its maps are poor. Get the real one:"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,7 +85,7 @@ def _work(options: Options, prompts: Prompts) -> Work:
             used = find_weights(annotator.weights, annotator.demo_weights)
             weights = used.name
             if used.demo:
-                print(f"{used.title}: {STAND_IN} python -m core.weights get {annotator.weights}")
+                print(stand_in_words(used, annotator.weights))
     return Work(
         options.app, options.output, options.declared, options.values, prompts, weights, options.pose_json
     )

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 OURS = {
     "core": ("core",),
     "core.training.hints": ("core", "annotators"),  # it trains on the maps that the apps will give
+    "core.training.detectors": ("core", "annotators"),  # it trains the detectors' networks
     "annotators": ("annotators", "core.images", "core.weights", "core.errors", "core.runtime.device"),
     "apps": ("apps", "annotators", "core"),
     "launch": ("apps", "annotators", "core"),
@@ -60,7 +61,7 @@ def imported(module: str, path: Path) -> Iterator[str]:
 
 def allowed(module: str) -> tuple[str, ...]:
     """Return what is said of the module itself, else of its package."""
-    return OURS.get(module, OURS[module.partition(".")[0]])
+    return max(((len(name), may) for name, may in OURS.items() if begins(module, (name,))))[1]
 
 
 def breaches(module: str, path: Path) -> list[str]:

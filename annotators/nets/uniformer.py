@@ -28,13 +28,15 @@ class UniFormerConfig:
     """How large a network is; the defaults are the published file's.
 
     ``dims`` and ``depths`` are the channels and the blocks of the four stages, ``head_dim`` the channels of
-    an attention head, ``width`` those of the UperNet head.
+    an attention head, ``width`` those of the UperNet head. ``side`` is the short side in pixels of the
+    pictures that it knows best.
     """
 
     dims: tuple[int, int, int, int] = (64, 128, 320, 512)
     depths: tuple[int, int, int, int] = (3, 4, 8, 3)
     head_dim: int = 64
     width: int = 512
+    side: int = 512
 
     def to_json(self) -> str:
         """Write what ``from_metadata`` reads from the key "config"."""
@@ -66,6 +68,8 @@ class UniFormerConfig:
         for number in (*self.dims, self.head_dim, self.width):
             if type(number) is not int or not 1 <= number <= MAX_CHANNELS:
                 raise ValueError(f"{number!r} channels: 1 to {MAX_CHANNELS} are allowed")
+        if type(self.side) is not int or not SMALLEST <= self.side <= MAX_CHANNELS:
+            raise ValueError(f"side is {self.side!r}: {SMALLEST} to {MAX_CHANNELS} pixels are allowed")
         for number in self.depths:
             if type(number) is not int or not 1 <= number <= MAX_DEPTH:
                 raise ValueError(f"{number!r} blocks: 1 to {MAX_DEPTH} are allowed")

@@ -36,7 +36,7 @@ class Frame:
 
     ``step`` is 0 before the first step; ``seconds_left`` is None while unknown; ``result`` comes last;
     ``note`` is a warning about the map, said once; ``mendable`` tells that the map's usual change takes the
-    doubt away.
+    doubt away. ``guessed`` tells that a demo detector made the map.
     """
 
     text: str
@@ -47,6 +47,7 @@ class Frame:
     result: Result | None = field(default=None, compare=False)
     note: str = ""
     mendable: bool = False
+    guessed: bool = False
 
 
 def size_of(path: str | Path | None, resolution: int) -> tuple[int, int]:
@@ -116,17 +117,24 @@ def draw(
     """
     annotation = make_hint(app, path, settings)
     request = make_request(app, annotation.hint, settings)
+    used = annotation.weights
+    folder.detector_weights = used.name if used else None
     shown = folder.save_map(annotation.preview, app, settings, request, model.name)
     mendable = settings.preprocessor == READY_MAP and _mending_helps(app, path, settings, annotation)
-    yield Frame("Map ready", (shown,), note=annotation.note, mendable=mendable)
+    guessed = used is not None and used.demo
+    yield Frame("Map ready", (shown,), note=annotation.note, mendable=mendable, guessed=guessed)
     while not model.wait(LOADING_SECONDS):
-        yield Frame(f"Loading {model.title}", (shown,))
+        yield Frame(f"Loading {model.title}", (shown,), guessed=guessed)
     pipeline = model.get()
     missing = explain_missing(pipeline, app.control)
     if missing:
         raise WeightsMissing(missing)
-    with closing(cast(Events, pipeline.sample(request))) as events:
-        yield from _follow(events, shown, request, app, settings, folder)
+    with (
+        closing(cast(Events, pipeline.sample(request))) as events,
+        closing(_follow(events, shown, request, app, settings, folder)) as frames,
+    ):
+        for frame in frames:
+            yield replace(frame, guessed=guessed)
 
 
 def _mending_helps(app: App, path: str | Path | None, settings: Settings, taken: Annotation) -> bool:
@@ -144,7 +152,7 @@ def _follow(
     app: App,
     settings: Settings,
     folder: PictureFolder,
-) -> Iterator[Frame]:
+) -> Generator[Frame]:
     began, drawn_at = time.monotonic(), 0.0
     preview: tuple[Path, ...] = ()
     try:

@@ -43,6 +43,7 @@ class PictureFolder:
     def __init__(self, parent: Path) -> None:
         """Choose the folder; it is made when the first file comes."""
         self.path = parent / f"run-{secrets.token_hex(16)}"
+        self.detector_weights: str | None = None  # what made the map, to be told in the pictures
         self._previews: list[Path] = []
 
     def save_map(
@@ -98,7 +99,7 @@ class PictureFolder:
         extra: Mapping[str, str] | None = None,
     ) -> None:
         modules = (app.annotator if settings.preprocessor == "detect" else "none",)
-        stored = stored_settings(app, settings)
+        stored = {**stored_settings(app, settings), "detector_weights": self.detector_weights}
         save_png(
             image, path, request, seed=seed, model=model, modules=modules, settings=stored, extra=extra
         )

@@ -131,10 +131,11 @@ class Handlers:
 
 def _items(frame: Frame) -> list[tuple[str, str]]:
     first, *others = frame.files
+    shown = (str(first), "Map by the demo detector" if frame.guessed else "Map")
     if frame.result is None:
-        return [(str(first), "Map"), *((str(path), "Preview") for path in others)]
+        return [shown, *((str(path), "Preview") for path in others)]
     seeds = frame.result.seeds
-    return [(str(first), "Map"), *((str(p), f"Seed {s}") for p, s in zip(others, seeds, strict=True))]
+    return [shown, *((str(p), f"Seed {s}") for p, s in zip(others, seeds, strict=True))]
 
 
 def _status(frame: Frame, title: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import annotators
-from annotators.networks import find_weights
+from annotators.networks import find_weights, stand_in_words
 from apps.page import look
 from apps.page.model import Model, explain_missing
 from apps.spec import App
@@ -14,10 +14,6 @@ from core.errors import WeightsMissing
 BRING_MAP = (
     "Or bring a map of your own: under Advanced options set Preprocessor to “None: my image is already a "
     "map”."
-)
-STAND_IN = (
-    "{title}: a stand-in for pictures of the toy world. On photos its maps are poor. "
-    "Get the real one: python -m core.weights get {name}"
 )
 
 
@@ -40,7 +36,7 @@ def detector_state(name: str) -> DetectorState:
         return DetectorState(problem=str(error))
     if not found.demo:
         return DetectorState()
-    return DetectorState(remark=STAND_IN.format(title=found.title, name=annotator.weights))
+    return DetectorState(remark=stand_in_words(found, annotator.weights))
 
 
 def about(app: App, model: Model) -> str:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from core.config import ModelConfig, load_config
 
+if TYPE_CHECKING:
+    from core.training.loop import LoopConfig
+
 RUNS = Path("runs/demo")
 CKPTS = Path(__file__).parents[2] / "ckpts" / "demo"
+DETECTORS = ("depth", "pose", "segmentation")
 
 
 def _stage(commands: argparse._SubParsersAction, name: str, words: str) -> argparse.ArgumentParser:
@@ -52,6 +57,13 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--crop", type=int, help="train on squares of so many pixels (default the whole)")
     sub.add_argument("--over", type=Path, help="exported ControlNet whose trunk to take over")
     sub.add_argument("--ckpts", type=Path, default=CKPTS, help="folder of the exported files")
+    sub = commands.add_parser("detector", help="train a small detector on the toy world and export it")
+    _training(sub, steps=2400, rate=1e-3, batch=8)
+    sub.add_argument("--detector", required=True, choices=DETECTORS, help="which detector")
+    sub.add_argument("--runs", type=Path, default=RUNS, help="folder that holds the runs' checkpoints")
+    sub.add_argument("--ckpts", type=Path, default=CKPTS, help="folder of the exported files")
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
+    sub.add_argument("--workers", type=int, default=0, help="more processes, to draw scenes (default 0)")
     sub = _stage(commands, "unpack", "let encoder, latents and base go on from an exported base file")
     sub.add_argument("--base", type=Path, default=CKPTS / "base.safetensors", help="the file")
     sub = _stage(commands, "export", "write the trained base to --ckpts")
@@ -61,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--steps", type=int, default=20, help="sampling steps (default 20)")
     sub.add_argument("--sheet", type=Path, help="PNG of the first scenes: scene, hint, result")
     sub.add_argument("--control", help="measure only how well this control is obeyed")
+    sub.add_argument("--detector", help="measure only this detector: depth, normal, pose or segmentation")
     return top
 
 
@@ -70,8 +83,11 @@ def main() -> None:
     args = parser().parse_args()
     config = load_config(args.config)
     if args.command == "evaluate":
-        from core.training.demo import evaluate_control, evaluate_demo
+        from core.training.demo import evaluate_control, evaluate_demo, evaluate_detector
 
+        if args.detector is not None:
+            print(evaluate_detector(args.detector, args.count, args.sheet))
+            return
         if args.control is not None:
             print(evaluate_control(args.control, args.count, args.steps, args.sheet))
             return
@@ -86,6 +102,8 @@ def main() -> None:
         fetch_sprites(default_cache_dir())
         render(args.data, default_cache_dir(), args.count, workers=args.workers)
         return
+    if args.command == "detector":
+        return run_detector(args)
     if args.command == "hints":
         from core.training.hints import cache_hints
         from core.training.toyworld.sprites import default_cache_dir
@@ -95,11 +113,41 @@ def main() -> None:
     run_stage(args, config)
 
 
+def run_detector(args: argparse.Namespace) -> None:
+    """Train and export a detector."""
+    from core.runtime.device import resolve_device
+    from core.training.detectors.train import TASKS, train_detector
+    from core.training.toyworld.sprites import default_cache_dir, fetch_sprites
+
+    fetch_sprites(default_cache_dir())
+    train_detector(
+        args.detector,
+        default_cache_dir(),
+        _loop(args, args.runs / f"detector_{args.detector}"),
+        batch_size=args.batch,
+        device=resolve_device(args.device),
+        workers=args.workers,
+        output=args.ckpts / TASKS[args.detector].file,
+    )
+
+
+def _loop(args: argparse.Namespace, output: Path) -> LoopConfig:
+    from core.training.loop import LoopConfig
+
+    return LoopConfig(
+        output=output,
+        steps=args.steps,
+        minutes=args.minutes,
+        learning_rate=args.rate,
+        warmup=args.warmup,
+        decay=args.decay,
+    )
+
+
 def run_stage(args: argparse.Namespace, config: ModelConfig) -> None:
     """Run one training stage."""
     from core.training import demo
     from core.training.base import train_base
-    from core.training.loop import LoopConfig
     from core.training.start import unpack
     from core.training.vae import fit_autoencoder, train_decoder
 
@@ -113,14 +161,7 @@ def run_stage(args: argparse.Namespace, config: ModelConfig) -> None:
     if args.command == "export":
         return demo.export_demo_base(config, vae_run, base_run, args.ckpts / "base.safetensors")
     folders = {"decoder": "vae", "base": "base", "control": f"control_{getattr(args, 'control', '')}"}
-    loop = LoopConfig(
-        output=args.runs / folders[args.command],
-        steps=args.steps,
-        minutes=args.minutes,
-        learning_rate=args.rate,
-        warmup=args.warmup,
-        decay=args.decay,
-    )
+    loop = _loop(args, args.runs / folders[args.command])
     if args.command == "decoder":
         return train_decoder(config, args.data, loop, batch_size=args.batch)
     if args.command == "base":

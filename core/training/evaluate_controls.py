@@ -94,7 +94,12 @@ def obedience(
 
 def sheet(examples: tuple[tuple[Scene, Image, Image], ...], columns: int = 4) -> Image:
     """Return a picture of scene, hint and result side by side, ``columns`` such triples in a row."""
-    triples = [np.hstack([scene.image, hint, made]) for scene, hint, made in examples]
+    return triples_sheet(tuple((scene.image, hint, made) for scene, hint, made in examples), columns)
+
+
+def triples_sheet(pictures: tuple[tuple[Image, Image, Image], ...], columns: int = 4) -> Image:
+    """Return a picture of triples, each side by side, ``columns`` of them in a row."""
+    triples = [np.hstack(triple) for triple in pictures]
     triples += [np.full_like(triples[0], 255)] * (-len(triples) % columns)
     rows = [np.hstack(triples[i : i + columns]) for i in range(0, len(triples), columns)]
     return np.asarray(np.vstack(rows), np.uint8)

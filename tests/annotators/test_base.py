@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from annotators import base
 from annotators.base import Annotation, Annotator, Checkbox, Detected, ResultCache, Slider
+from annotators.networks import Weights
 from core.images import resize_image
 
 
@@ -80,6 +82,20 @@ def test_auto_stays_within_the_declared_range() -> None:
 def test_a_resolution_out_of_range_is_refused(resolution: Any) -> None:
     with pytest.raises(ValueError, match="resolution is .*give a whole number from 128 to 512"):
         AtResolution()(noise(8, 8), size=(64, 64), resolution=resolution)
+
+
+def test_a_map_tells_which_weights_made_it_and_is_made_anew_when_others_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    detector, picture = Counting(), noise(90, 150)
+    assert detector(picture, size=(64, 64)).weights is None
+    monkeypatch.setattr(Counting, "weights", "published")
+    here = [Weights("stand-in", "A stand-in", demo=True)]
+    monkeypatch.setattr(base, "find_weights", lambda *names: here[0])
+    first = detector(picture, size=(64, 64))
+    assert first.weights == here[0] and detector(picture, size=(64, 64)) is first
+    here[0] = Weights("published", "The real one", demo=False)
+    assert detector(picture, size=(64, 64)).weights == here[0] and len(detector.seen) == 3
 
 
 def test_a_resolution_is_refused_where_there_is_none() -> None:

@@ -20,6 +20,7 @@ from annotators.nets.midas import MidasConfig, MidasNet
 from annotators.networks import NetworkCache
 from annotators.normal import Normal, normals_from_depth
 from core.errors import WeightsMissing
+from core.weights.registry import Registry
 
 GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "midas" / "synthetic.safetensors")
 SMALL = MidasConfig(
@@ -136,8 +137,8 @@ def test_depth_and_normals_share_one_run_of_the_network(
     assert len(runs) == 1
 
 
-def test_missing_weights_are_told_with_their_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CONTROLNET_CKPTS", str(tmp_path))
+def test_missing_weights_are_told_with_their_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Registry, "find", lambda self, name: None)
     for detector in (Depth(), Normal()):
         with pytest.raises(WeightsMissing, match="python -m core.weights get midas"):
             detector(np.random.default_rng(9).integers(0, 256, (99, 99, 3), dtype=np.uint8), size=(64, 64))

@@ -21,6 +21,7 @@ from annotators.networks import NetworkCache
 from annotators.pose import HAND_SCALES, Pose, prepare
 from annotators.skeleton import draw, from_json
 from core.errors import WeightsMissing
+from core.weights.registry import Registry
 from tests.annotators.pose_maps import BODIES, CASES, HANDS, INNER, SIZE, DrawnBody, DrawnHands, drawn
 from tests.deterministic_weights import fill_tensors
 
@@ -266,7 +267,8 @@ def test_numbers_stay_in_32_bits(narrow: Path, networks: NetworkCache) -> None:
     assert plain.data is not None
 
 
-def test_missing_weights_are_named(folder: Path) -> None:
+def test_missing_weights_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Registry, "find", lambda self, name: None)
     with pytest.raises(WeightsMissing) as caught:
         Pose()(PICTURE, size=(64, 64))
     assert "get openpose_body" in str(caught.value) and "NOT for commercial use" in str(caught.value)

@@ -21,6 +21,7 @@ from annotators.nets.uniformer import UniFormerConfig, UperNet
 from annotators.networks import NetworkCache
 from annotators.segmentation import Segmentation, find_classes, fit, labels, shares
 from core.errors import CheckpointMismatch, WeightsMissing
+from core.weights.registry import Registry
 from tests.annotators.test_ade20k import PERSON, SKY, areas
 from tests.deterministic_weights import fill_tensors
 
@@ -157,7 +158,8 @@ def test_the_network_bears_sizes_that_were_not_fitted(size: tuple[int, int], nar
     assert find_classes(noise(*size, 3)).shape == size
 
 
-def test_missing_weights_are_named(folder: Path) -> None:
+def test_missing_weights_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Registry, "find", lambda self, name: None)
     with pytest.raises(WeightsMissing, match="python -m core.weights get uniformer"):
         Segmentation()(noise(8, 8, 3), size=(64, 64))
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 import annotators
 from annotators.maps import LINES
+from annotators.networks import Weights
 from apps import find_apps
 from apps.page import drawing
 from apps.page.drawing import draw, make_hint, size_of
@@ -59,6 +60,18 @@ def test_the_map_comes_first_then_previews_then_the_pictures(
     np.testing.assert_array_equal(shown, 255 - pipeline.requests[0].controls[0].hint)
     for path, seed in zip(frames[-1].files[1:], (7, 8), strict=True):
         np.testing.assert_array_equal(to_rgb(path), paint(pipeline.requests[0], seed))
+
+
+@pytest.mark.parametrize("demo", [True, False])
+def test_pictures_tell_which_detector_made_the_map(
+    photo: Path, folder: PictureFolder, monkeypatch: pytest.MonkeyPatch, demo: bool
+) -> None:
+    detector = type(annotators.load("canny"))
+    monkeypatch.setattr(detector, "used_weights", lambda self: Weights("some_weights", "Some", demo))
+    frames = list(draw(CANNY, photo, settings(), Model.ready(FakePipeline()), folder))
+    assert all(frame.guessed == demo for frame in frames)
+    for path in frames[-1].files:
+        assert read_request(path).settings["detector_weights"] == "some_weights"
 
 
 def test_previews_have_the_shape_of_the_picture_and_are_gone_afterwards(

@@ -47,8 +47,8 @@ def test_a_stand_in_is_named_as_one_with_the_way_to_the_real_detector(
 ) -> None:
     monkeypatch.setattr(notices, "find_weights", lambda *names: Weights("x", "Toy-world depth", demo=True))
     note = about(CANNY, MODEL)
-    assert "Toy-world depth: a stand-in for pictures of the toy world" in note
-    assert "python -m core.weights get midas" in note and 'role="note"' in note
+    assert "Toy-world depth: demo detector, trained on toy scenes; on photographs it is only a guess" in note
+    assert "493 MB, licence MIT: python -m core.weights get midas" in note and 'role="note"' in note
 
 
 def test_the_real_weights_need_no_words(weighty: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,9 +54,11 @@ def test_every_example_is_there_and_has_a_prompt() -> None:
 
 
 @pytest.mark.parametrize("name", ["pose", "segmentation", "depth", "normal"])
-def test_apps_with_large_detectors_have_examples_that_need_none(name: str) -> None:
+def test_apps_with_large_detectors_have_examples_for_none_and_for_the_demo_one(name: str) -> None:
     (app,) = find_apps([name])
     assert any(example.preprocessor == "none" for example in app.examples)
+    detected = [example.image for example in app.examples if example.preprocessor != "none"]
+    assert any(image.startswith("toy_") for image in detected)
 
 
 @pytest.mark.parametrize(

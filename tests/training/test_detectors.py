@@ -1,0 +1,168 @@
+"""The demo detectors' training: what they learn decodes to the truth, what is exported finds the same."""
+
+from __future__ import annotations
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from annotators.depth import WEIGHTS as MIDAS
+from annotators.nets import midas, openpose, uniformer
+from annotators.nets.keypoints import find_bodies
+from core.errors import CheckpointMismatch
+from core.training.detectors import train
+from core.training.detectors.depth import DepthTask
+from core.training.detectors.pose import HEIGHT, PoseTask, limb_fields, part_maps
+from core.training.detectors.segmentation import SegmentationTask
+from core.training.detectors.task import seed_with_people
+from core.training.detectors.train import TASKS, Batches, draw_batch, export_detector, train_detector
+from core.training.figures import key_points_met
+from core.training.loop import LoopConfig
+from core.training.toyworld.layout import draw_kind
+from core.training.toyworld.scene import make_scene
+from core.training.toyworld.truth import NORMAL_STRENGTH
+from core.weights.plain import load_plain
+from core.weights.registry import Registry
+from tests.training.test_toyworld import LIBRARY
+
+NOWHERE, CPU = Path("sprites"), torch.device("cpu")
+BUILD = {"depth": midas.build, "pose": openpose.build_body, "segmentation": uniformer.build}
+
+
+@pytest.fixture(autouse=True)
+def drawn_sprites(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the scenes show the sprites that the tests draw."""
+    monkeypatch.setattr(train, "_library", lambda _: LIBRARY)
+
+
+def load(name: str, path: Path) -> nn.Module:
+    key_of = openpose.published_key if name == "pose" else None
+    return load_plain(BUILD[name], path, name=MIDAS, device=CPU, dtype=torch.float32, key_of=key_of)
+
+
+def test_the_maps_that_pose_learns_decode_to_the_people_of_the_scene() -> None:
+    met = seen = 0
+    for index in range(1, 12):
+        scene = make_scene(seed_with_people(index), LIBRARY, 128)
+        scale = HEIGHT / 128 / openpose.STRIDE
+        people = [points * (scale, scale, 1) for points in scene.people]
+        made = find_bodies(limb_fields(people), part_maps(people), (HEIGHT, HEIGHT), (256, 256))
+        peaks = np.concatenate([made.peaks, np.zeros((1, 3))])
+        right, there = key_points_met(
+            [peaks[parts] for parts in made.people], [points * (2, 2, 1) for points in scene.people]
+        )
+        met, seen = met + right, seen + there
+    assert seen > 100 and met / seen > 0.97
+
+
+def test_seven_of_eight_samples_of_pose_show_people_and_no_seed_comes_twice() -> None:
+    seeds = [seed_with_people(index) for index in range(400)]
+    assert len(set(seeds)) == 400
+    kinds = [draw_kind(random.Random(seed)) for seed in seeds]
+    assert 0.8 < kinds.count("people") / 400 < 0.95
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_a_batch_fits_its_network_and_repeats_itself(name: str) -> None:
+    pictures, truth = draw_batch(name, NOWHERE, 40, 2, 128)
+    again = draw_batch(name, NOWHERE, 40, 2, 128)
+    assert pictures.dtype == torch.uint8 and pictures.shape[:2] == (2, 3)
+    assert torch.equal(pictures, again[0])
+    assert all(torch.equal(a, b) for a, b in zip(truth, again[1], strict=True))
+    net = TASKS[name].build()
+    loss = TASKS[name].loss(net, pictures.float(), truth)
+    loss.backward()
+    assert loss.isfinite() and all(p.grad is not None for p in net.parameters())
+
+
+def test_small_scenes_come_first_and_the_demo_models_own_size_last() -> None:
+    for task in TASKS.values():
+        sides = [task.side(step / 100) for step in range(100)]
+        assert sides == sorted(sides) and sides[-1] == 256
+
+
+def test_a_run_goes_on_with_the_next_samples_and_exports_what_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SegmentationTask, "sides", ((0.0, 64),))
+    monkeypatch.setattr(train, "NORM_BATCHES", 2)
+    drawn: list[int] = []
+
+    def spy(name: str, sprites: Path, first: int, size: int, side: int) -> train.Batch:
+        drawn.append(first)
+        return draw_batch(name, sprites, first, size, side)
+
+    monkeypatch.setattr(train, "draw_batch", spy)
+    out = tmp_path / "out.safetensors"
+    for steps, expected in ((1, [0, 0, 2]), (3, [2, 4, 4, 6])):  # the last two settle the normalisations
+        loop = LoopConfig(output=tmp_path, steps=steps, warmup=1)
+        train_detector("segmentation", NOWHERE, loop, batch_size=2, device=CPU, workers=0, output=out)
+        assert drawn == expected
+        drawn.clear()
+    loaded = load("segmentation", out)
+    assert isinstance(loaded, uniformer.UperNet) and loaded.config.side == 256
+
+
+def test_workers_draw_the_same_batches_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "ProcessPoolExecutor", _Threads)
+    source = Batches("depth", NOWHERE, 2, 10)
+    alone, helped = source.run(3, 0), source.run(3, 2)
+    for _ in range(3):
+        assert torch.equal(next(alone)[0], next(helped)[0])
+    helped.close()
+
+
+class _Threads(ThreadPoolExecutor):
+    """Stands for processes, which would not see the drawn sprites."""
+
+    def __init__(self, workers: int, initializer: object) -> None:
+        super().__init__(1)
+
+
+def test_the_exported_pose_network_needs_no_normalisations_and_finds_the_same(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    task = PoseTask()
+    net = task.build()
+    pictures, truth = draw_batch("pose", NOWHERE, 1, 2, 256)
+    with torch.no_grad():
+        task.loss(net, pictures.float(), truth)  # fills the means
+    export_detector(task, net.eval(), tmp_path / "pose.safetensors")
+    loaded = load("pose", tmp_path / "pose.safetensors")
+    x = pictures.float() / 256 - 0.5
+    with torch.no_grad():
+        for found, wanted in zip(loaded(x), net(x), strict=True):
+            assert torch.allclose(found, wanted, atol=0.02 * float(wanted.abs().max()))
+
+
+def test_the_exported_depth_network_speaks_in_the_units_of_midas(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    task = DepthTask()
+    net = task.build().eval()
+    export_detector(task, net, tmp_path / "depth.safetensors")
+    loaded = load("depth", tmp_path / "depth.safetensors")
+    x = torch.rand(1, 3, 64, 96) * 2 - 1
+    with torch.no_grad():
+        assert torch.allclose(loaded(x), net(x) * NORMAL_STRENGTH, rtol=0.02, atol=0.5)
+
+
+def test_a_size_of_picture_that_no_network_can_know_is_refused() -> None:
+    with pytest.raises(CheckpointMismatch, match="side is 8"):
+        uniformer.UniFormerConfig.from_metadata({"config": '{"side": 8}'})
+
+
+def test_the_bundled_demo_detectors_are_small_and_float16() -> None:
+    registry = Registry.load()
+    files = {task.file for task in TASKS.values()}
+    rows = [row for row in registry.files.values() if row.path.removeprefix("demo/") in files]
+    assert rows and {row.kind for row in rows} == {"detector"}
+    assert sum(row.size_bytes or 10**9 for row in rows) < 6_500_000
+    for row in rows:
+        with safe_open(registry.home / row.path, "pt") as file:
+            assert file.metadata()["config"]
+            assert {file.get_slice(key).get_dtype() for key in file.keys()} == {"F16"}  # noqa: SIM118
