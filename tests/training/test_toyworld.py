@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
+from core.training.demo import BASE_OBJECTS
 from core.training.toyworld import (
     EVAL_SEED_BASE,
     Scene,
@@ -43,7 +44,7 @@ def synthetic_library() -> SpriteLibrary:
     sprites = {}
     for i, spec in enumerate(all_objects()):
         rgba = np.zeros((128, 128, 4), np.uint8)
-        rgba[..., :3] = RGB.get(spec.color or "", (40 + i, 200 - i, 90))
+        rgba[..., :3] = RGB.get(spec.color or "", (40 + i % 160, 200 - i % 160, 90))
         rgba[..., 3] = np.rint((disc if i % 2 else square) * 255)
         sprites[spec.name] = make_sprite(rgba)
     return SpriteLibrary(all_objects(), sprites)
@@ -211,6 +212,23 @@ def test_held_out_combinations_are_never_seen_in_training_but_in_evaluation() ->
         if any(is_held_out(obj.name, scene.place) for obj in scene.objects):
             assert scene.held_out
     assert 0.1 < sum(scene.held_out for scene in EVALUATION) / len(EVALUATION) < 0.35
+
+
+def test_several_hundred_things_have_names_of_known_words_and_a_class() -> None:
+    known = set(vocabulary())
+    things = all_objects()
+    assert len(things) >= 300
+    assert len({spec.name for spec in things}) == len({spec.code for spec in things}) == len(things)
+    for spec in things:
+        assert set(split_words(f"{spec.name} {spec.plural} {spec.category}")) <= known, spec.name
+        assert not set(split_words(spec.name)) & set(PAINTS), spec.name
+        assert spec.color is None or spec.color in PAINTS
+        assert 0 <= spec.ade < 150 and spec.places > {"studio"}
+
+
+def test_the_things_that_the_bundled_base_knows_stay_the_first() -> None:
+    first = all_objects()[:BASE_OBJECTS]
+    assert (first[0].name, first[-1].name) == ("car", "umbrella")
 
 
 def test_the_vocabulary_covers_all_captions() -> None:

@@ -93,7 +93,8 @@ def test_things_are_nearer_the_lower_their_feet_are() -> None:
         standing = [obj for obj in scene.objects if obj.stand != "air"]
         rims = [float(scene.truth.depth[scene.index_map == obj.depth].min()) for obj in standing]
         for far, near, a, b in zip(standing, standing[1:], rims, rims[1:], strict=False):
-            assert b >= a - 1e-4 or near.foot == far.foot
+            # Feet less than a pixel apart are as good as equal: then the roundness of the rims decides.
+            assert b >= a - 1e-4 or near.foot - far.foot <= 1
 
 
 def test_a_disc_is_inflated_to_half_a_ball() -> None:
