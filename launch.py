@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from apps import ALL, App, all_pages, find_pages
+from apps import ALL, all_pages, controls_of, find_pages
 
 if TYPE_CHECKING:
     from apps.page.model import Model, Pipeline
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cli.error(f"--embeddings is {args.embeddings}: there is no such folder.")
     try:
         pages = find_pages(args.app or [ALL])
-        controls = [page.control for page in pages if isinstance(page, App)]
+        controls = controls_of(pages)
         model = _model(args, controls) if controls else None
         _place_detectors(args)
     except ValueError as error:

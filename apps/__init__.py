@@ -9,9 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
-from apps.spec import App, Page
+from apps.spec import App, Joint, Page
 
-__all__ = ["ALL", "App", "Page", "all_apps", "all_pages", "find_apps", "find_pages"]
+__all__ = ["ALL", "App", "Page", "all_apps", "all_pages", "controls_of", "find_apps", "find_pages"]
 
 ALL = "all"
 _DEFINES_APP = re.compile(r"^APP\b", re.MULTILINE)
@@ -53,6 +53,17 @@ def find_apps(names: Sequence[str]) -> tuple[App, ...]:
         ValueError: there is no such app; lists those there are.
     """
     return _find(names, all_apps())
+
+
+def controls_of(pages: Sequence[Page]) -> tuple[str, ...]:
+    """Return the names of the ControlNets that these pages draw with, each once."""
+    apps: list[App] = []
+    for page in pages:
+        if isinstance(page, App):
+            apps.append(page)
+        elif isinstance(page, Joint):
+            apps += find_apps(page.apps)
+    return tuple(dict.fromkeys(app.control for app in apps))
 
 
 def _find(names: Sequence[str], among: Sequence[_PageT]) -> tuple[_PageT, ...]:

@@ -13,17 +13,26 @@ EXAMPLES_DIR = Path(__file__).resolve().parent.parent / "test_imgs"
 class Example:
     """A picture in test_imgs/, by file name, and a prompt that goes with it.
 
-    ``preprocessor`` is "none" for a picture that is a map already.
+    ``preprocessor`` is "none" for a picture that is a map already. Where several controls stand together,
+    ``app`` names the app whose detector and ControlNet the picture goes through, and ``others`` are the
+    pictures of the further controls.
     """
 
     image: str
-    prompt: str
+    prompt: str = ""
     preprocessor: Literal["detect", "none"] = "detect"
+    app: str = ""
+    others: tuple[Example, ...] = ()
 
     @property
     def path(self) -> Path:
         """Where the picture lies."""
         return EXAMPLES_DIR / self.image
+
+    @property
+    def present(self) -> bool:
+        """Whether all its pictures are there."""
+        return self.path.is_file() and all(other.present for other in self.others)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +52,8 @@ class Page:
 
     @property
     def present_examples(self) -> tuple[Example, ...]:
-        """The examples whose picture is there."""
-        return tuple(example for example in self.examples if example.path.is_file())
+        """The examples whose pictures are there."""
+        return tuple(example for example in self.examples if example.present)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +68,19 @@ class App(Page):
     annotator: str
     control: str
     editor: Literal["", "canvas"] = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joint(Page):
+    """Several controls of one picture: units, each with an image, a detector and its ControlNet.
+
+    ``apps`` names those whose detector and ControlNet a unit may take. There are as many units as names in
+    ``first``, which says what each starts with; ``shown`` of them are open at first.
+    """
+
+    apps: tuple[str, ...]
+    first: tuple[str, ...]
+    shown: int = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads it when it is i
 import gradio as gr  # noqa: E402
 
 import annotators  # noqa: E402
+from apps import find_apps  # noqa: E402
 from apps.page import look  # noqa: E402
 from apps.page.annotate import Bench  # noqa: E402
 from apps.page.annotate import connect as connect_bench  # noqa: E402
@@ -20,12 +21,16 @@ from apps.page.api import add_annotate_endpoint, add_endpoint  # noqa: E402
 from apps.page.bench import BenchWidgets  # noqa: E402
 from apps.page.bench import lay_out as lay_out_bench  # noqa: E402
 from apps.page.events import connect, share_inputs  # noqa: E402
-from apps.page.handlers import Handlers, file_path  # noqa: E402
-from apps.page.layout import Widgets, lay_out  # noqa: E402
+from apps.page.forms import AppForm, JointForm, file_path  # noqa: E402
+from apps.page.handlers import Handlers  # noqa: E402
+from apps.page.joint import connect as connect_joint  # noqa: E402
+from apps.page.layout import Common, Widgets, lay_out  # noqa: E402
 from apps.page.model import Model, Pipeline  # noqa: E402
 from apps.page.notices import about  # noqa: E402
 from apps.page.settings import declare  # noqa: E402
-from apps.spec import EXAMPLES_DIR, App, Page, Workbench  # noqa: E402
+from apps.page.units import JointWidgets  # noqa: E402
+from apps.page.units import lay_out as lay_out_joint  # noqa: E402
+from apps.spec import EXAMPLES_DIR, App, Joint, Page, Workbench  # noqa: E402
 
 TITLE = "ControlNet"
 MAX_UPLOAD = "20mb"
@@ -60,27 +65,49 @@ def build(pages: Sequence[Page], model: Model | Pipeline | None) -> gr.Blocks:
                         added[page] = _add(page, shared, blocks)
                     tabs.append(tab)
             share_inputs(tabs, [w.image if isinstance(w.image, gr.Image) else None for w in added.values()])
-            share_inputs(tabs, [w.prompt if isinstance(w, Widgets) else None for w in added.values()])
+            share_inputs(tabs, [w.prompt if isinstance(w, Common) else None for w in added.values()])
         if shared is not None:
-            drawing = {p: w for p, w in added.items() if isinstance(p, App) and isinstance(w, Widgets)}
-            notices = [w.notice for w in drawing.values()]
-            blocks.load(_follow_loading(list(drawing), shared), None, [head, *notices], **ON_LOAD)
+            notices = [pair for page, w in added.items() for pair in _notices(page, w)]
+            follow = _follow_loading([app for app, _ in notices], shared)
+            blocks.load(follow, None, [head, *(notice for _, notice in notices)], **ON_LOAD)
     return blocks.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
 
 
-def _add(page: Page, model: Model | None, blocks: gr.Blocks) -> Widgets | BenchWidgets:
+def _add(page: Page, model: Model | None, blocks: gr.Blocks) -> Widgets | JointWidgets | BenchWidgets:
     if isinstance(page, Workbench):
         return _add_bench(page, blocks)
-    assert isinstance(page, App)
     if model is None:
         raise ValueError(f"The app {page.name} draws: give it a model.")
-    declared = declare(annotators.load(page.annotator), model.resolution, model.cfg_scale)
-    widgets = lay_out(page, declared)
+    if isinstance(page, Joint):
+        return _add_joint(page, model)
+    assert isinstance(page, App)
+    return _add_app(page, model)
+
+
+def _add_app(app: App, model: Model) -> Widgets:
+    widgets = lay_out(app, declare(annotators.load(app.annotator), model.resolution, model.cfg_scale))
     read = widgets.canvas.read if widgets.canvas else file_path
-    handlers = Handlers(page, declared, model, Path(widgets.gallery.GRADIO_CACHE), read)
-    connect(page, widgets, handlers)
+    form = AppForm(app, model.resolution, model.cfg_scale, read)
+    handlers = Handlers(form, model, Path(widgets.results.gallery.GRADIO_CACHE))
+    connect(app, widgets, handlers)
     add_endpoint(handlers)
     return widgets
+
+
+def _add_joint(joint: Joint, model: Model) -> JointWidgets:
+    form = JointForm(joint, model.resolution, model.cfg_scale)
+    widgets = lay_out_joint(form)
+    handlers = Handlers(form, model, Path(widgets.results.gallery.GRADIO_CACHE))
+    connect_joint(widgets, handlers, form)
+    add_endpoint(handlers)
+    return widgets
+
+
+def _notices(page: Page, widgets: Any) -> list[tuple[App, gr.HTML]]:
+    """Return each place for notes with the app that they are about: a unit's is what it starts with."""
+    if isinstance(page, Joint):
+        return list(zip(find_apps(page.first), (unit.note for unit in widgets.units), strict=True))
+    return [(page, widgets.notice)] if isinstance(page, App) else []
 
 
 def _add_bench(bench: Workbench, blocks: gr.Blocks) -> BenchWidgets:

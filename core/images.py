@@ -195,6 +195,15 @@ def _snap(side: float) -> int:
     return max(1, round(side / SIZE_MULTIPLE)) * SIZE_MULTIPLE
 
 
+def crop_to_proportions(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return the largest middle part of (h, w, c) that has the proportions of ``size`` = (H, W)."""
+    height, width = image.shape[:2]
+    kept_height = max(1, min(height, round(width * size[0] / size[1])))
+    kept_width = max(1, min(width, round(height * size[1] / size[0])))
+    top, left = (height - kept_height) // 2, (width - kept_width) // 2
+    return image[top : top + kept_height, left : left + kept_width]
+
+
 def resize_image(
     image: NDArray[np.uint8], resolution: int, max_side: int = MAX_OUTPUT_SIDE
 ) -> NDArray[np.uint8]:

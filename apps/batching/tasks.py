@@ -17,8 +17,8 @@ from apps.batching.files import OF_REQUEST, read_map_facts, read_picture_facts, 
 from apps.batching.pictures import Picture, Prompts, read_json_lines
 from apps.batching.run import Facts, Job, OnStep
 from apps.page.drawing import Events, make_hint, make_request
-from apps.page.files import stored_settings
 from apps.page.model import Pipeline, explain_missing
+from apps.page.plan import stored_settings
 from apps.page.settings import DETECT, Setting, Settings, parse
 from apps.spec import App
 from core.errors import SuiteError, WeightsMissing

@@ -17,7 +17,8 @@ from apps.page import look
 from apps.page.bench import BenchWidgets, CardWidgets, declared_of
 from apps.page.events import QUEUE, quietly
 from apps.page.files import PictureFolder
-from apps.page.handlers import file_path, told
+from apps.page.forms import file_path
+from apps.page.handlers import told
 from apps.page.notices import detector_state
 from apps.spec import Card, Workbench
 from core.images import fit_size, to_rgb

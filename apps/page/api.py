@@ -14,14 +14,22 @@ from annotators.base import Checkbox, Slider
 from apps.page.annotate import Bench
 from apps.page.bench import declared_of
 from apps.page.events import QUEUE
-from apps.page.handlers import Handlers, file_path, told
-from apps.page.settings import PROMPT, Choice, Setting
+from apps.page.forms import AppForm, Field, Optional, Picture, file_path
+from apps.page.handlers import Handlers, told
+from apps.page.settings import Choice, Setting
 
 DRAW = """Draw pictures that follow the structure of yours: {title}.
 
 Returns the files of all pictures, the detected map first, and the seed that was used. Every PNG carries
 its settings. Give image with gradio_client's handle_file; everything else has the page's default. A seed of
 -1 takes a random one."""
+DRAW_JOINT = """Draw pictures that follow several controls at once.
+
+Each unit, numbered from 1, has an image, a detector, and how much and when it counts; a unit without an
+image does not count. Leave out the controls of other detectors. The first image decides the size, and others
+are cut to its proportions. Returns the files of all pictures, the maps first in the order of the units, and
+the seed that was used. Every PNG carries all settings. Give images with gradio_client's handle_file. A seed
+of -1 takes a random one."""
 ANNOTATE = """Make the map of a picture with one detector.
 
 Returns the map as a PNG, as the ControlNet takes it, and what else was found, such as the key points of
@@ -32,14 +40,20 @@ EXAMPLE = gr.FileData(path="photo.png", url="photo.png").model_dump()
 
 
 def add_endpoint(handlers: Handlers) -> None:
-    """Add the app's endpoint, named like the app, to the current Blocks."""
-    inputs = [
-        _picture(),
-        *(Api(s.default, _schema(s), _label(s)) for s in (PROMPT, *handlers.declared)),
-    ]
+    """Add the page's endpoint, named like the page, to the current Blocks."""
+    form = handlers.form
     files = Api(None, gr.File(file_count="multiple", render=False).api_info(), "Map and pictures")
     seed = Api(None, {"type": "integer"}, "Seed")
-    _add(_endpoint(handlers), inputs, [files, seed], DRAW.format(title=handlers.app.title))
+    told_of = DRAW.format(title=form.page.title) if isinstance(form, AppForm) else DRAW_JOINT
+    _add(_endpoint(handlers), [_input(field) for field in form.fields], [files, seed], told_of)
+
+
+def _input(field: Field) -> Any:
+    if isinstance(field, Picture):
+        return _picture(field.label)
+    if isinstance(field, Optional):
+        return Api(None, _schema(field.setting), _label(field.setting))
+    return Api(field.default, _schema(field), _label(field))
 
 
 def add_annotate_endpoint(handlers: Bench) -> None:
@@ -69,8 +83,8 @@ def _add(fn: Callable[..., Any], inputs: list[Any], outputs: list[Any], descript
     )
 
 
-def _picture() -> Any:
-    picture: Any = Api(None, gr.Image(render=False).api_info(), "Image")
+def _picture(label: str = "Image") -> Any:
+    picture: Any = Api(None, gr.Image(render=False).api_info(), label)
     # Gradio's page about the endpoint then shows the call with handle_file. No subclass: Gradio writes a
     # stub file beside the module of every subclass.
     picture.example_payload = lambda: EXAMPLE
@@ -78,17 +92,17 @@ def _picture() -> Any:
 
 
 def _endpoint(handlers: Handlers) -> Callable[..., Iterator[tuple[list[dict[str, Any]], int | None]]]:
-    names = ["image", PROMPT.name, *(setting.name for setting in handlers.declared)]
+    fields = handlers.form.fields
 
     def endpoint(*values: Any) -> Iterator[tuple[list[dict[str, Any]], int | None]]:
-        image, prompt, *rest = values
-        named = dict(zip(names[2:], rest, strict=True))
-        with told(), closing(handlers.frames(file_path(image), prompt, named)) as frames:
+        named = dict(zip((field.name for field in fields), values, strict=True))
+        with told(), closing(handlers.frames(named)) as frames:
             for frame in frames:
                 files = [gr.FileData(path=str(path)).model_dump() for path in frame.files]
                 yield files, frame.result.request.seed if frame.result else None
 
-    return _named(endpoint, handlers.app.name, names)
+    optional = [f.name for f in fields if isinstance(f, Optional) or (isinstance(f, Picture) and f.optional)]
+    return _named(endpoint, handlers.form.page.name, [field.name for field in fields], optional)
 
 
 def _annotate_endpoint(handlers: Bench) -> Callable[..., tuple[dict[str, Any], Mapping[str, Any] | None]]:
@@ -119,12 +133,19 @@ def _all_controls(handlers: Bench) -> dict[str, Slider | Checkbox]:
     return {own.name: own, **{name: s for name, s in found.items() if name != own.name}}
 
 
-def _named(fn: Callable[..., Any], name: str, parameters: Sequence[str]) -> Callable[..., Any]:
-    """Give a handler the names of its parameters: Gradio reads them off the signature."""
+def _named(
+    fn: Callable[..., Any], name: str, parameters: Sequence[str], optional: Sequence[str] = ()
+) -> Callable[..., Any]:
+    """Give a handler the names of its parameters: Gradio reads them off the signature.
+
+    The ``optional`` ones may be left out, and are then None. So in the signature are those after them, as
+    Python wants it; Gradio prefers what it knows as their value.
+    """
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    fn.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [inspect.Parameter(parameter, kind) for parameter in parameters]
-    )
+    needed = min((parameters.index(name) for name in optional), default=len(parameters))
+    made = [inspect.Parameter(p, kind) for p in parameters[:needed]]
+    made += [inspect.Parameter(p, kind, default=None) for p in parameters[needed:]]
+    fn.__signature__ = inspect.Signature(made)  # type: ignore[attr-defined]
     fn.__name__ = name
     return fn
 

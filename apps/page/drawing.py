@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,10 +17,11 @@ import annotators
 from annotators.base import Annotation
 from apps.page.files import PictureFolder
 from apps.page.model import Model, explain_missing
+from apps.page.plan import Plan, Source
 from apps.page.settings import DETECT, INVERTED_MAP, READY_MAP, Settings
 from apps.spec import App
 from core.errors import WeightsMissing
-from core.images import fit_size, open_image, to_rgb
+from core.images import crop_to_proportions, fit_size, open_image, to_rgb
 from core.request import ControlUnit, Progress, Request, Result
 
 Events: TypeAlias = Generator[Progress | Result]
@@ -32,22 +33,22 @@ PREVIEW_SIDE = 384
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What there is to show now: the map and, after it, a preview or the finished pictures.
+    """What there is to show now: the maps and, after them, a preview or the finished pictures.
 
-    ``step`` is 0 before the first step; ``seconds_left`` is None while unknown; ``result`` comes last;
-    ``note`` is a warning about the map, said once; ``mendable`` tells that the map's usual change takes the
-    doubt away. ``guessed`` tells that a demo detector made the map.
+    ``maps`` are the captions of the maps, which are the first of ``files``. ``step`` is 0 before the first
+    step; ``seconds_left`` is None while unknown; ``result`` comes last; ``note`` is a warning about the maps,
+    said once; ``mendable`` tells that the map's usual change takes the doubt away.
     """
 
     text: str
     files: tuple[Path, ...] = ()
+    maps: tuple[str, ...] = ()
     step: int = 0
     total: int = 0
     seconds_left: float | None = None
     result: Result | None = field(default=None, compare=False)
     note: str = ""
     mendable: bool = False
-    guessed: bool = False
 
 
 def size_of(path: str | Path | None, resolution: int) -> tuple[int, int]:
@@ -76,8 +77,30 @@ def make_hint(app: App, path: str | Path | None, settings: Settings) -> Annotati
         ValueError: there is no picture or it cannot be read; says what to do.
     """
     picture = to_rgb(path)
-    height, width = picture.shape[:2]
+    return _hint_of(app, picture, settings, picture.shape[:2])
+
+
+def make_hints(sources: Sequence[Source]) -> tuple[Annotation, ...]:
+    """Make the map of each source. The first picture decides the size; others are cut to its proportions.
+
+    Raises:
+        ValueError, WeightsMissing: as above; names the source.
+    """
+    made: list[Annotation] = []
+    like: tuple[int, ...] | None = None
+    for source in sources:
+        with source.named():
+            picture = to_rgb(source.path)
+            like = like or picture.shape[:2]
+            made.append(_hint_of(source.app, picture, source.settings, like))
+    return tuple(made)
+
+
+def _hint_of(app: App, picture: NDArray[np.uint8], settings: Settings, like: Sequence[int]) -> Annotation:
+    """Make the map of ``picture`` (h, w, 3) for what comes of one whose (height, width) is ``like``."""
+    height, width = like
     size = fit_size(height, width, settings.resolution)
+    picture = crop_to_proportions(picture, (height, width))
     annotator = annotators.load(app.annotator)
     if settings.preprocessor == DETECT:
         own: Literal["auto"] | int | None = "auto" if settings.auto_resolution else settings.detect_resolution
@@ -91,10 +114,9 @@ def make_request(app: App, hint: NDArray[np.uint8], settings: Settings) -> Reque
     Raises:
         ValueError: a setting is out of range; names it.
     """
-    unit = ControlUnit(app.control, hint, settings.strength, settings.start, settings.end)
     return Request(
         prompt=settings.full_prompt,
-        controls=(unit,),
+        controls=(_unit(app, hint, settings),),
         negative_prompt=settings.negative_prompt,
         num_samples=settings.num_samples,
         steps=settings.steps,
@@ -106,60 +128,79 @@ def make_request(app: App, hint: NDArray[np.uint8], settings: Settings) -> Reque
     )
 
 
-def draw(
-    app: App, path: str | Path | None, settings: Settings, model: Model, folder: PictureFolder
-) -> Generator[Frame]:
-    """Yield the map at once, then previews, then the pictures. Closing the iterator frees the pipeline.
+def _unit(app: App, hint: NDArray[np.uint8], settings: Settings) -> ControlUnit:
+    return ControlUnit(app.control, hint, settings.strength, settings.start, settings.end)
+
+
+def plan_request(plan: Plan, hints: Sequence[NDArray[np.uint8]]) -> Request:
+    """Say what the pipeline has to draw from the maps of the plan's sources.
+
+    Raises:
+        ValueError: a setting is out of range; names it.
+    """
+    pairs = zip(plan.sources, hints, strict=True)
+    units = tuple(_unit(source.app, hint, source.settings) for source, hint in pairs)
+    return replace(make_request(plan.sources[0].app, hints[0], plan.settings), controls=units)
+
+
+def draw(plan: Plan, model: Model, folder: PictureFolder) -> Generator[Frame]:
+    """Yield the maps at once, then previews, then the pictures. Closing the iterator frees the pipeline.
 
     Raises:
         ValueError: an unreadable picture or a wrong setting; says what is allowed.
         SuiteError: weights are missing or the numbers went wrong; says what to do.
     """
-    annotation = make_hint(app, path, settings)
-    request = make_request(app, annotation.hint, settings)
-    used = annotation.weights
-    folder.detector_weights = used.name if used else None
-    shown = folder.save_map(annotation.preview, app, settings, request, model.name)
-    mendable = settings.preprocessor == READY_MAP and _mending_helps(app, path, settings, annotation)
-    guessed = used is not None and used.demo
-    yield Frame("Map ready", (shown,), note=annotation.note, mendable=mendable, guessed=guessed)
+    made = make_hints(plan.sources)
+    request = plan_request(plan, [annotation.hint for annotation in made])
+    plan = replace(plan, weights=tuple(a.weights.name if a.weights else None for a in made))
+    shown = folder.save_maps([annotation.preview for annotation in made], plan, request, model.name)
+    labels = tuple(_label(source, annotation) for source, annotation in zip(plan.sources, made, strict=True))
+    yield Frame("Map ready", shown, labels, note=_notes(plan, made), mendable=_mending_helps(plan, made))
     while not model.wait(LOADING_SECONDS):
-        yield Frame(f"Loading {model.title}", (shown,), guessed=guessed)
+        yield Frame(f"Loading {model.title}", shown, labels)
     pipeline = model.get()
-    missing = explain_missing(pipeline, app.control)
-    if missing:
-        raise WeightsMissing(missing)
-    with (
-        closing(cast(Events, pipeline.sample(request))) as events,
-        closing(_follow(events, shown, request, app, settings, folder)) as frames,
-    ):
-        for frame in frames:
-            yield replace(frame, guessed=guessed)
+    for source in plan.sources:
+        with source.named():
+            missing = explain_missing(pipeline, source.app.control)
+            if missing:
+                raise WeightsMissing(missing)
+    with closing(cast(Events, pipeline.sample(request))) as events:
+        yield from _follow(events, shown, labels, request, plan, folder)
 
 
-def _mending_helps(app: App, path: str | Path | None, settings: Settings, taken: Annotation) -> bool:
-    """Tell whether the usual change of this kind of maps takes away the doubt about the map as it is."""
-    if not taken.note:
+def _label(source: Source, made: Annotation) -> str:
+    return f"{source.label} by the demo detector" if made.weights and made.weights.demo else source.label
+
+
+def _notes(plan: Plan, made: Sequence[Annotation]) -> str:
+    pairs = zip(plan.sources, made, strict=True)
+    return " ".join(": ".join(filter(None, (s.title, a.note))) for s, a in pairs if a.note)
+
+
+def _mending_helps(plan: Plan, made: Sequence[Annotation]) -> bool:
+    """Tell whether the usual change of this kind of maps takes away the doubt about the one map as it is."""
+    if len(made) > 1 or plan.settings.preprocessor != READY_MAP or not made[0].note:
         return False
-    mended = make_hint(app, path, replace(settings, preprocessor=INVERTED_MAP))
-    return not mended.note and not annotators.load(app.annotator).kind.doubt(mended.hint)
+    source = plan.sources[0]
+    mended = make_hint(source.app, source.path, replace(source.settings, preprocessor=INVERTED_MAP))
+    return not mended.note and not annotators.load(source.app.annotator).kind.doubt(mended.hint)
 
 
 def _follow(
     events: Iterator[Progress | Result],
-    shown: Path,
+    shown: tuple[Path, ...],
+    labels: tuple[str, ...],
     request: Request,
-    app: App,
-    settings: Settings,
+    plan: Plan,
     folder: PictureFolder,
-) -> Generator[Frame]:
+) -> Iterator[Frame]:
     began, drawn_at = time.monotonic(), 0.0
     preview: tuple[Path, ...] = ()
     try:
         for event in events:
             if isinstance(event, Result):
-                pictures = folder.save_result(event, app, settings)
-                yield Frame("Done", (shown, *pictures), event.request.steps, event.request.steps, 0.0, event)
+                files, steps = (*shown, *folder.save_result(event, plan)), event.request.steps
+                yield Frame("Done", files, labels, steps, steps, 0.0, event)
                 return
             now = time.monotonic()
             if now - drawn_at < PREVIEW_SECONDS and event.step < event.total:
@@ -169,7 +210,7 @@ def _follow(
                 preview = (folder.save_preview(_enlarge(event.preview, request.height_width)),)
             each = event.seconds_per_step or (now - began) / max(event.step, 1)
             left = each * (event.total - event.step)
-            yield Frame("Drawing", (shown, *preview), event.step, event.total, left)
+            yield Frame("Drawing", (*shown, *preview), labels, event.step, event.total, left)
     finally:
         folder.drop_previews()
 

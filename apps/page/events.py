@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
 from gradio.components import Component
+from numpy.typing import NDArray
 
 from apps.editors.canvas import new_paper
 from apps.page import look
 from apps.page.files import PictureFolder
 from apps.page.handlers import Handlers, told
-from apps.page.layout import Widgets
+from apps.page.layout import Common, Widgets
 from apps.page.restore import Restored, restore
 from apps.page.settings import DETECT, INVERTED_MAP
-from apps.spec import App
+from apps.spec import App, Page
 from core.images import open_image, upright_size
 
 QUEUE = "gpu"  # all apps share it, since all share one model
@@ -38,45 +40,54 @@ def connect(app: App, widgets: Widgets, handlers: Handlers) -> None:
     w = widgets
     image: list[Component] = [w.image] if w.canvas is None else [w.image, w.canvas.size]
     preprocessor = w.settings["preprocessor"]
-    buttons = [w.run, w.cancel, w.status, w.mend]
-    show = SHOW_RESULTS.replace("ID", f"{app.name}-status")
-    starts = [quietly(partial(gr.on, [w.run.click, w.prompt.submit], js=show), _busy, None, buttons)]
-    mended = quietly(w.mend.click, _mend, None, [preprocessor])
-    starts.append(quietly(partial(mended.then, js=show), _busy, None, buttons))
-    outputs = [*image, w.prompt, w.randomize, *w.settings.values(), w.status, w.restore]
-    placed = [
-        w.restore.upload(
-            _restore_with(handlers), [w.restore], outputs, show_progress="hidden", api_visibility="private"
-        )
-    ]
-    if w.examples is not None:
+    begin = beginning(app, w)
+    starts = [begin(partial(gr.on, [w.run.click, w.prompt.submit]))]
+    mended = quietly(w.results.mend.click, _mend, None, [preprocessor])
+    starts.append(begin(mended.then))
+    outputs = [*image, w.prompt, w.randomize, *w.settings.values(), w.results.status, w.results.restore]
+    placed = [upload(w, _restore_with(app, handlers), outputs)]
+    if w.results.examples is not None:
         outputs = [*image, w.prompt, preprocessor]
-        placed.append(quietly(w.examples.click, _fill_from(app), [w.examples], outputs))
-    running = [_run_after(start, handlers.run, w.image, w) for start in starts]
-    if w.examples is not None:
-        start = quietly(partial(placed[-1].then, js=show), _busy, None, buttons)
-        running.append(_run_after(start, handlers.run_example, w.examples, w))
-    w.cancel.click(
-        None, None, [w.status], js=STOPPING, cancels=running, show_progress="hidden", api_visibility="private"
-    )
+        placed.append(quietly(w.results.examples.click, _fill_from(app), [w.results.examples], outputs))
+    sent = [w.image, w.prompt, *w.settings.values()]
+    running = run_after(starts, handlers.run, [w.randomize, *sent], w)
+    if w.results.examples is not None:
+        shown = [w.results.examples, w.randomize, *sent]
+        running += run_after([begin(placed[-1].then)], handlers.run_example, shown, w)
+    cancel(running, w)
     if w.canvas is None:
-        _announce([w.image.change], handlers.size, w.image, w)
+        announce([w.image.change], handlers.size, [w.image], w)
         return
     opens = partial(gr.on, [w.canvas.open.click, w.canvas.editor.clear])
     placed.append(quietly(opens, _open_canvas, [w.canvas.width, w.canvas.height], [*image, preprocessor]))
-    _announce([], handlers.canvas_size, w.canvas.size, w)
+    announce([], handlers.canvas_size, [w.canvas.size], w)
     for event in placed:  # a state's own change is not told where an event goes past the queue
         resolution = w.settings["resolution"]
-        quietly(event.then, handlers.canvas_size, [w.canvas.size, resolution], [w.size])
+        quietly(event.then, handlers.canvas_size, [resolution, w.canvas.size], [w.size])
 
 
-def _announce(changes: list[Any], say: Callable[..., str], source: Component, w: Widgets) -> None:
-    """Say how large the pictures will be, whenever the image or the resolution changes."""
+def beginning(page: Page, w: Common) -> Callable[[Callable[..., Any]], Any]:
+    """Return what makes an event begin a run: the page says that it waits, and shows the results."""
+    show = SHOW_RESULTS.replace("ID", f"{page.name}-status")
+    buttons = [w.run, w.cancel, w.results.status, w.results.mend]
+    return lambda listen: quietly(partial(listen, js=show), _busy, None, buttons)
+
+
+def upload(w: Common, put_back: Callable[..., Any], outputs: list[Any]) -> Any:
+    """Restore settings from a picture that is dropped."""
+    restore_from = w.results.restore
+    return restore_from.upload(
+        put_back, [restore_from], outputs, show_progress="hidden", api_visibility="private"
+    )
+
+
+def announce(changes: list[Any], say: Callable[..., str], sources: list[Component], w: Common) -> None:
+    """Say how large the pictures will be, whenever an image or the resolution changes."""
     resolution = w.settings["resolution"]
     gr.on(
         [*changes, resolution.change],
         say,
-        [source, resolution],
+        [resolution, *sources],
         [w.size],
         preprocess=False,
         queue=False,
@@ -107,22 +118,37 @@ def share_inputs(tabs: Sequence[gr.Tab], shared: Sequence[Component | None]) -> 
         )
 
 
-def _run_after(event: Any, run: Callable[..., Any], source: Component, w: Widgets) -> Any:
-    running = event.then(
-        run,
-        [source, w.prompt, w.randomize, *w.settings.values()],
-        [w.gallery, w.status, w.settings["seed"], w.mend],
-        preprocess=False,
-        show_progress="hidden",
-        concurrency_id=QUEUE,
-        concurrency_limit=1,
-        api_visibility="private",
-    )
-    # Not "then": Gradio calls that after a success and after a cancel, but not after an error. Cancelling
-    # counts as a failure, and Gradio tells it only when the generator is closed and so the pipeline is free.
-    for over in (running.success, running.failure):
-        quietly(over, _ended, [w.status], [w.run, w.cancel, w.status])
+def run_after(
+    starts: Sequence[Any], run: Callable[..., Any], inputs: list[Component], w: Common
+) -> list[Any]:
+    """Run after each of the events that began one; return what then runs."""
+    results, running = w.results, []
+    for start in starts:
+        event = start.then(
+            run,
+            inputs,
+            [results.gallery, results.status, w.settings["seed"], results.mend],
+            preprocess=False,
+            show_progress="hidden",
+            concurrency_id=QUEUE,
+            concurrency_limit=1,
+            api_visibility="private",
+        )
+        # Not "then": Gradio calls that after a success and after a cancel, but not after an error. Cancelling
+        # counts as a failure, and Gradio tells it only when the generator is closed and so the pipeline is
+        # free.
+        for over in (event.success, event.failure):
+            quietly(over, _ended, [results.status], [w.run, w.cancel, results.status])
+        running.append(event)
     return running
+
+
+def cancel(running: list[Any], w: Common) -> None:
+    """Stop what runs on Cancel."""
+    status = w.results.status
+    w.cancel.click(
+        None, None, [status], js=STOPPING, cancels=running, show_progress="hidden", api_visibility="private"
+    )
 
 
 def quietly(
@@ -176,34 +202,47 @@ def _put(app: App, path: Path | None) -> tuple[Any, ...]:
         return str(path), upright_size(image)
 
 
-def _restore_with(handlers: Handlers) -> Callable[[str | None], tuple[Any, ...]]:
+def _restore_with(app: App, handlers: Handlers) -> Callable[[str | None], tuple[Any, ...]]:
+    declared = handlers.form.run
+
     def put_back(path: str | None) -> tuple[Any, ...]:
-        keep = [*_put(handlers.app, None), *[gr.skip()] * (len(handlers.declared) + 2)]
+        keep = [*_put(app, None), *[gr.skip()] * (len(declared) + 2)]
         try:
             with told():
-                if path is None:
-                    raise ValueError("There is no picture: drop a PNG that was made here.")
-                found = restore(path, handlers.declared)
-                image = _put(handlers.app, _save_hint(found, handlers))
+                found = restore(existing(path), declared)
+                hint = found.hint
+                image = _put(app, None if hint is None else save_hint(hint, app, handlers))
         except gr.Error as error:
             gr.Warning(error.message, title="Nothing was restored")
             return *keep, look.notice(error.message), None
-        values = [found.values.get(setting.name, gr.skip()) for setting in handlers.declared]
+        values = [found.values.get(setting.name, gr.skip()) for setting in declared]
         prompt = gr.skip() if found.prompt is None else found.prompt
         randomize = False if "seed" in found.values else gr.skip()
-        return *image, prompt, randomize, *values, look.summary("Settings restored", _told_of(found)), None
+        last = look.summary("Settings restored", told_of(found, hint is not None))
+        return *image, prompt, randomize, *values, last, None
 
     return put_back
 
 
-def _save_hint(found: Restored, handlers: Handlers) -> Path | None:
-    if found.hint is None:
-        return None
-    return PictureFolder(handlers.cache).save_plain(found.hint, f"{handlers.app.name}-map.png")
+def existing(path: str | None) -> str:
+    """Return the path of a dropped file.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if path is None:
+        raise ValueError("There is no picture: drop a PNG that was made here.")
+    return path
 
 
-def _told_of(found: Restored) -> str:
+def save_hint(hint: NDArray[np.uint8], page: Page, handlers: Handlers) -> Path:
+    """Save a map that a picture carried, to stand in for the photo."""
+    return PictureFolder(handlers.cache).save_plain(hint, f"{page.name}-map.png")
+
+
+def told_of(found: Restored, with_map: bool) -> str:
+    """Say what came back, and what did not."""
     parts = [f"Seed {found.values['seed']}"] if "seed" in found.values else []
-    if found.hint is not None:
+    if with_map:
         parts.append("the map from the picture stands in for the photo")
     return " · ".join([*parts, *found.notes])

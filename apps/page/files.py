@@ -3,38 +3,16 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from apps.page.settings import Settings
-from apps.spec import App
+from apps.page.plan import Plan
 from core.metadata import save_png
 from core.request import Request, Result
-
-Stored = str | int | float | bool | None
-
-
-def stored_settings(app: App, settings: Settings) -> Mapping[str, Stored]:
-    """Return what a Request does not hold but the page needs to come back as it was."""
-    return {
-        "app": app.name,
-        "prompt": settings.prompt,
-        "added_prompt": settings.added_prompt,
-        "resolution": settings.resolution,
-        "preprocessor": settings.preprocessor,
-        **_resolution(settings),
-        **dict(settings.detector),
-    }
-
-
-def _resolution(settings: Settings) -> Mapping[str, Stored]:
-    if settings.detect_resolution is None:
-        return {}
-    return {"detect_resolution": settings.detect_resolution, "auto_resolution": settings.auto_resolution}
 
 
 class PictureFolder:
@@ -43,24 +21,25 @@ class PictureFolder:
     def __init__(self, parent: Path) -> None:
         """Choose the folder; it is made when the first file comes."""
         self.path = parent / f"run-{secrets.token_hex(16)}"
-        self.detector_weights: str | None = None  # what made the map, to be told in the pictures
         self._previews: list[Path] = []
 
-    def save_map(
-        self, preview: NDArray[np.uint8], app: App, settings: Settings, request: Request, model: str
-    ) -> Path:
-        """Save the map as shown, (H, W, 3) uint8 RGB, with the settings."""
-        path = self._new(f"{app.name}-map-{settings.seed}.png")
-        self._save(preview, path, app, settings, request, settings.seed, model)
-        return path
+    def save_maps(
+        self, previews: Sequence[NDArray[np.uint8]], plan: Plan, request: Request, model: str
+    ) -> tuple[Path, ...]:
+        """Save the maps as shown, (H, W, 3) uint8 RGB, with the settings."""
+        paths = []
+        for number, preview in enumerate(previews, 1):
+            which = f"-{number}" if len(previews) > 1 else ""
+            paths.append(self._new(f"{plan.page}-map{which}-{request.seed}.png"))
+            self._save(preview, paths[-1], plan, request, request.seed, model)
+        return tuple(paths)
 
-    def save_result(self, result: Result, app: App, settings: Settings) -> tuple[Path, ...]:
+    def save_result(self, result: Result, plan: Plan) -> tuple[Path, ...]:
         """Save every picture with the request and its own seed."""
         paths = []
         for image, seed in zip(result.images, result.seeds, strict=True):
-            path = self._new(f"{app.name}-{seed}.png")
-            self._save(image, path, app, settings, result.request, seed, result.model, result.extra)
-            paths.append(path)
+            paths.append(self._new(f"{plan.page}-{seed}.png"))
+            self._save(image, paths[-1], plan, result.request, seed, result.model, result.extra)
         return tuple(paths)
 
     def save_plain(self, image: NDArray[np.uint8], name: str) -> Path:
@@ -91,15 +70,13 @@ class PictureFolder:
         self,
         image: NDArray[np.uint8],
         path: Path,
-        app: App,
-        settings: Settings,
+        plan: Plan,
         request: Request,
         seed: int,
         model: str,
         extra: Mapping[str, str] | None = None,
     ) -> None:
-        modules = (app.annotator if settings.preprocessor == "detect" else "none",)
-        stored = {**stored_settings(app, settings), "detector_weights": self.detector_weights}
+        modules = [source.module for source in plan.sources]
         save_png(
-            image, path, request, seed=seed, model=model, modules=modules, settings=stored, extra=extra
+            image, path, request, seed=seed, model=model, modules=modules, settings=plan.stored, extra=extra
         )

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio_client.utils import is_file_obj_with_meta
 
 from apps.page import look
 from apps.page.drawing import Frame, draw, size_of
 from apps.page.files import PictureFolder
+from apps.page.forms import Form, file_path
 from apps.page.model import Model
-from apps.page.settings import Setting, parse
-from apps.spec import App
 from core.errors import SuiteError
 from core.images import fit_size
 from core.request import Result
@@ -40,62 +38,34 @@ def told() -> Iterator[None]:
         raise gr.Error(INTERNAL, title="Internal error", print_exception=False) from error
 
 
-def file_path(payload: Any) -> str | None:
-    """Return the path of an uploaded file as Gradio hands it over; Gradio has checked where it lies.
-
-    Raises:
-        ValueError: something else was sent.
-    """
-    if payload is None:
-        return None
-    if not is_file_obj_with_meta(payload):
-        raise ValueError(
-            f"image is {payload!r:.80}: give a picture file, with gradio_client's handle_file(path)."
-        )
-    return str(payload["path"])
-
-
 class Handlers:
-    """The event handlers of one app. Nothing about one visitor is kept here."""
+    """The event handlers of one page that draws. Nothing about one visitor is kept here."""
 
-    def __init__(
-        self,
-        app: App,
-        declared: tuple[Setting, ...],
-        model: Model,
-        cache: Path,
-        read: Callable[[Any], str | None] = file_path,
-    ) -> None:
-        """Serve ``app``; pictures are written below ``cache``, from where Gradio serves them.
+    def __init__(self, form: Form, model: Model, cache: Path) -> None:
+        """Serve ``form``; pictures are written below ``cache``, from where Gradio serves them."""
+        self.form, self.model, self.cache = form, model, cache
 
-        ``read`` turns what the page sends as its image into a path.
-        """
-        self.app, self.declared, self.model, self.cache = app, declared, model, cache
-        self.read = read
+    def frames(self, values: Mapping[str, Any], own: Mapping[str, str] | None = None) -> Generator[Frame]:
+        """Check everything that was sent, by name, then draw; ``own`` as in ``Form.plan``."""
+        yield from draw(self.form.plan(values, own), self.model, PictureFolder(self.cache))
 
-    def frames(self, path: str | None, prompt: Any, values: dict[str, Any]) -> Generator[Frame]:
-        """Check everything that was sent, then draw from the picture at ``path``."""
-        settings = parse({"prompt": "" if prompt is None else prompt, **values}, self.declared)
-        yield from draw(self.app, path, settings, self.model, PictureFolder(self.cache))
-
-    def run(self, image: Any, prompt: Any, randomize: Any, *values: Any) -> Iterator[tuple[Any, ...]]:
+    def run(self, randomize: Any, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Yield the gallery, the status line, the seed and the offer to mend the map, as they come."""
-        yield from self._run(lambda: self.read(image), prompt, randomize, values)
+        yield from self._run(randomize, values, None)
 
-    def run_example(self, index: Any, prompt: Any, randomize: Any, *values: Any) -> Iterator[tuple[Any, ...]]:
-        """Do the same with an example's own file: the browser may not have put it in its place yet."""
-        examples = self.app.present_examples
-        yield from self._run(lambda: str(examples[index].path), prompt, randomize, values)
+    def run_example(self, index: Any, randomize: Any, *values: Any) -> Iterator[tuple[Any, ...]]:
+        """Do the same with an example's own files: the browser may not have put them in their places yet."""
+        yield from self._run(randomize, values, self.form.example(index))
 
     def _run(
-        self, read: Callable[[], str | None], prompt: Any, randomize: Any, values: Sequence[Any]
+        self, randomize: Any, values: Sequence[Any], own: Mapping[str, str] | None
     ) -> Iterator[tuple[Any, ...]]:
-        named = dict(zip((s.name for s in self.declared), values, strict=True))
+        named = self.form.named(values)
         if randomize:
             named["seed"] = -1
         shown: tuple[Path, ...] = ()
         try:
-            with told(), closing(self.frames(read(), prompt, named)) as frames:
+            with told(), closing(self.frames(named, own)) as frames:
                 for frame in frames:
                     if frame.note:
                         gr.Warning(frame.note, title="About your map")
@@ -108,16 +78,17 @@ class Handlers:
             yield gr.skip(), look.notice(error.message), gr.skip(), gr.skip()
             raise
 
-    def size(self, image: Any, resolution: Any) -> str:
-        """Return the line that says how large the pictures will be."""
+    def size(self, resolution: Any, *images: Any) -> str:
+        """Return the line that says how large the pictures will be: the first image decides."""
         try:
             with told():
-                path = file_path(image)
-                return look.size_line(None if path is None else size_of(path, self._resolution(resolution)))
+                path = next((file_path(image) for image in images if image is not None), None)
+                size = None if path is None else size_of(path, self._resolution(resolution))
+                return look.size_line(size)
         except gr.Error as error:
             return look.size_line(None, error.message)
 
-    def canvas_size(self, size: tuple[int, int], resolution: Any) -> str:
+    def canvas_size(self, resolution: Any, size: tuple[int, int]) -> str:
         """Return the line that says how large the pictures of a drawing, (height, width), will be."""
         try:
             with told():
@@ -126,16 +97,12 @@ class Handlers:
             return look.size_line(None, error.message)
 
     def _resolution(self, value: Any) -> int:
-        return int(next(s for s in self.declared if s.name == "resolution").check(value))
+        return int(next(s for s in self.form.run if s.name == "resolution").check(value))
 
 
 def _items(frame: Frame) -> list[tuple[str, str]]:
-    first, *others = frame.files
-    shown = (str(first), "Map by the demo detector" if frame.guessed else "Map")
-    if frame.result is None:
-        return [shown, *((str(path), "Preview") for path in others)]
-    seeds = frame.result.seeds
-    return [shown, *((str(p), f"Seed {s}") for p, s in zip(others, seeds, strict=True))]
+    pictures = [f"Seed {seed}" for seed in frame.result.seeds] if frame.result else ["Preview"]
+    return [(str(path), label) for path, label in zip(frame.files, [*frame.maps, *pictures], strict=False)]
 
 
 def _status(frame: Frame, title: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import gradio as gr
 from gradio.components import Component
@@ -17,28 +19,49 @@ from apps.spec import App, Page
 from core.images import fit_size
 
 IMAGE_HEIGHT = 300
+KINDS: dict[type[Setting], Any] = {
+    Checkbox: gr.Checkbox,
+    Choice: gr.Dropdown,
+    Text: gr.Textbox,
+    Number: gr.Number,
+    Slider: gr.Slider,
+}
 # Shown side by side.
-PAIRS = {"start": "end", "detect_resolution": "auto_resolution", "steps": "sampler", "seed": "randomize"}
+RANDOMIZE = "randomize"
+PAIRS = {"start": "end", "detect_resolution": "auto_resolution", "steps": "sampler", "seed": RANDOMIZE}
 
 
-@dataclass(frozen=True, slots=True)
-class Widgets:
-    """What one app's handlers read and write. ``settings`` are in the order of the declared settings."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Common:
+    """What the handlers of every page that draws read and write; ``settings`` are what a run has once."""
 
-    image: gr.Image | gr.ImageEditor
-    canvas: Canvas | None
     prompt: gr.Textbox
     run: gr.Button
     cancel: gr.Button
     size: gr.HTML
     settings: dict[str, Component]
     randomize: gr.Checkbox
-    restore: gr.File
-    examples: gr.Dataset | None
-    notice: gr.HTML
+    results: Results
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """The right half of a page that draws."""
+
     status: gr.HTML
     mend: gr.Button
     gallery: gr.Gallery
+    examples: gr.Dataset | None
+    restore: gr.File
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Widgets(Common):
+    """One app's widgets. ``settings`` are in the order of the declared settings."""
+
+    image: gr.Image | gr.ImageEditor
+    canvas: Canvas | None
+    notice: gr.HTML
 
 
 def lay_out(app: App, declared: tuple[Setting, ...]) -> Widgets:
@@ -49,41 +72,10 @@ def lay_out(app: App, declared: tuple[Setting, ...]) -> Widgets:
         with gr.Column(scale=5, min_width=300, elem_classes="inputs"):
             canvas = lay_out_canvas(app.name) if app.editor == CANVAS else None
             image = canvas.editor if canvas else image_input(app.name)
-            line = look.size_line(_first_size(canvas, declared))
-            size = gr.HTML(line, elem_classes="plain", elem_id=f"{app.name}-size")
-            prompt = gr.Textbox(
-                label=PROMPT.label,
-                placeholder="What should be drawn? Press Enter to run.",
-                elem_id=f"{app.name}-prompt",
-                max_lines=4,
-            )
-            run = gr.Button("Run", variant="primary", elem_id=f"{app.name}-run")
-            cancel = gr.Button("Cancel", variant="stop", visible=False, elem_id=f"{app.name}-cancel")
-            settings, randomize = _settings(app, declared)
-        with gr.Column(scale=7, min_width=300, elem_classes="results"):
-            status = gr.HTML(look.summary("Ready"), elem_classes="plain", elem_id=f"{app.name}-status")
-            mend = gr.Button(
-                f"Use it {_mended(app)}", size="sm", visible=False, elem_id=f"{app.name}-mend"
-            )
-            gallery = gr.Gallery(
-                label="Output",
-                show_label=False,
-                columns=2,
-                object_fit="contain",
-                format="png",
-                interactive=False,
-                fit_columns=False,
-                buttons=["download", "download_all", "fullscreen"],
-                elem_id=f"{app.name}-gallery",
-            )
-            examples = example_row(app)
-            restore = gr.File(
-                label="Restore settings: drop a PNG made here",
-                file_types=[".png"],
-                height=76,
-                elem_id=f"{app.name}-restore",
-                elem_classes="restore",
-            )
+            size = size_line(app.name, _first_size(canvas, declared))
+            prompt, run, cancel = ask(app.name)
+            settings, randomize = advanced(app.name, declared)
+        results = lay_out_results(app, f"Use it {_mended(app)}")
     return Widgets(
         image=image,
         canvas=canvas,
@@ -93,13 +85,55 @@ def lay_out(app: App, declared: tuple[Setting, ...]) -> Widgets:
         size=size,
         settings=settings,
         randomize=randomize,
-        restore=restore,
-        examples=examples,
         notice=notice,
-        status=status,
-        mend=mend,
-        gallery=gallery,
+        results=results,
     )
+
+
+def size_line(name: str, size: tuple[int, int] | None = None) -> gr.HTML:
+    """Draw the line that says how large the pictures will be."""
+    return gr.HTML(look.size_line(size), elem_classes="plain", elem_id=f"{name}-size")
+
+
+def ask(name: str) -> tuple[gr.Textbox, gr.Button, gr.Button]:
+    """Draw the place for the prompt, the button that runs and the one that cancels."""
+    prompt = gr.Textbox(
+        label=PROMPT.label,
+        placeholder="What should be drawn? Press Enter to run.",
+        elem_id=f"{name}-prompt",
+        max_lines=4,
+    )
+    run = gr.Button("Run", variant="primary", elem_id=f"{name}-run")
+    return prompt, run, gr.Button("Cancel", variant="stop", visible=False, elem_id=f"{name}-cancel")
+
+
+def lay_out_results(page: Page, mend_label: str = "", columns: int = 2) -> Results:
+    """Draw the right half, pictures in ``columns``; ``mend_label`` is on the button that changes a map."""
+    name = page.name
+    with gr.Column(scale=7, min_width=300, elem_classes="results"):
+        return Results(
+            status=gr.HTML(look.summary("Ready"), elem_classes="plain", elem_id=f"{name}-status"),
+            mend=gr.Button(mend_label, size="sm", visible=False, elem_id=f"{name}-mend"),
+            gallery=gr.Gallery(
+                label="Output",
+                show_label=False,
+                columns=columns,
+                object_fit="contain",
+                format="png",
+                interactive=False,
+                fit_columns=False,
+                buttons=["download", "download_all", "fullscreen"],
+                elem_id=f"{name}-gallery",
+            ),
+            examples=example_row(page),
+            restore=gr.File(
+                label="Restore settings: drop a PNG made here",
+                file_types=[".png"],
+                height=76,
+                elem_id=f"{name}-restore",
+                elem_classes="restore",
+            ),
+        )
 
 
 def _first_size(canvas: Canvas | None, declared: tuple[Setting, ...]) -> tuple[int, int] | None:
@@ -129,68 +163,69 @@ def _mended(app: App) -> str:
     return annotators.load(app.annotator).kind.mended.partition(":")[0].rpartition(" ")[2]
 
 
-def _settings(app: App, declared: tuple[Setting, ...]) -> tuple[dict[str, Component], gr.Checkbox]:
+def advanced(name: str, declared: tuple[Setting, ...]) -> tuple[dict[str, Component], gr.Checkbox]:
+    """Draw the settings under "Advanced options"; return them in their order, and what draws a new seed."""
+    with gr.Accordion("Advanced options", open=False, elem_id=f"{name}-advanced"):
+        made = components(name, declared)
+    randomize = made.pop("randomize")
+    assert isinstance(randomize, gr.Checkbox)
+    return made, randomize
+
+
+def components(page: str, declared: Sequence[Setting], hidden: Sequence[str] = ()) -> dict[str, Component]:
+    """Draw settings, partners side by side; return them in their order, "randomize" of a seed last.
+
+    Those whose names are in ``hidden`` are there, but not shown.
+    """
+
+    def draw(setting: Setting) -> Component:
+        return component(page, setting, visible=setting.name not in hidden)
+
     made: dict[str, Component] = {}
     by_name = {setting.name: setting for setting in declared}
-    with gr.Accordion("Advanced options", open=False, elem_id=f"{app.name}-advanced"):
-        for setting in declared:
-            if setting.name in made:
-                continue
-            partner = PAIRS.get(setting.name)
-            if partner is None:
-                made[setting.name] = component(app.name, setting)
-                continue
-            with gr.Row(equal_height=True, elem_classes="pair"):
-                made[setting.name] = component(app.name, setting)
-                if partner == "randomize":
-                    randomize = gr.Checkbox(
-                        value=True,
-                        label="Randomize",
-                        info="A new seed for every run.",
-                        elem_id=f"{app.name}-randomize",
-                        min_width=120,
-                    )
-                else:
-                    made[partner] = component(app.name, by_name[partner])
-    return {setting.name: made[setting.name] for setting in declared}, randomize
+    for setting in declared:
+        if setting.name in made:
+            continue
+        partner = PAIRS.get(setting.name)
+        if partner is None or (partner not in by_name and partner != RANDOMIZE):
+            made[setting.name] = draw(setting)
+            continue
+        with gr.Row(equal_height=True, elem_classes="pair"):
+            made[setting.name] = draw(setting)
+            made[partner] = _randomize(page) if partner == RANDOMIZE else draw(by_name[partner])
+    extra = {RANDOMIZE: made[RANDOMIZE]} if RANDOMIZE in made else {}
+    return {setting.name: made[setting.name] for setting in declared} | extra
 
 
-def component(page: str, setting: Setting) -> Component:
-    """Draw a setting of the page called ``page``."""
-    info, name = setting.info or None, f"{page}-{setting.name}"
-    if isinstance(setting, Checkbox):
-        return gr.Checkbox(setting.default, label=setting.label, info=info, elem_id=name)
+def _randomize(page: str) -> gr.Checkbox:
+    return gr.Checkbox(
+        value=True,
+        label="Randomize",
+        info="A new seed for every run.",
+        elem_id=f"{page}-{RANDOMIZE}",
+        min_width=120,
+    )
+
+
+def component(page: str, setting: Setting, **more: Any) -> Component:
+    """Draw a setting of the page called ``page``; ``more`` are Gradio's own."""
+    return KINDS[type(setting)](**properties(setting), elem_id=f"{page}-{setting.name}", **more)
+
+
+def properties(setting: Setting) -> dict[str, Any]:
+    """Return what the component of a setting shows, as Gradio names it."""
+    shown: dict[str, Any] = {"value": setting.default, "label": setting.label, "info": setting.info or None}
     if isinstance(setting, Choice):
         choices = [(label, word) for word, label in setting.choices]
-        return gr.Dropdown(
-            choices,
-            value=setting.default,
-            label=setting.label,
-            info=info,
-            elem_id=name,
-            filterable=False,
-            min_width=140,
-        )
+        return shown | {"choices": choices, "filterable": False, "min_width": 140}
     if isinstance(setting, Text):
-        return gr.Textbox(
-            setting.default, label=setting.label, info=info, lines=setting.lines, elem_id=name, max_lines=6
-        )
-    bounds = {"minimum": setting.minimum, "maximum": setting.maximum, "step": setting.step}
+        return shown | {"lines": setting.lines, "max_lines": 6}
+    if isinstance(setting, Slider):
+        bounds = {"minimum": setting.minimum, "maximum": setting.maximum, "step": setting.step}
+        shown |= {**bounds, "min_width": 140}
     if isinstance(setting, Number):
-        whole = 0 if setting.whole else None
-        return gr.Number(
-            setting.default,
-            label=setting.label,
-            info=info,
-            elem_id=name,
-            precision=whole,
-            min_width=140,
-            **bounds,
-        )
-    assert isinstance(setting, Slider)
-    return gr.Slider(
-        value=setting.default, label=setting.label, info=info, elem_id=name, min_width=140, **bounds
-    )
+        shown["precision"] = 0 if setting.whole else None
+    return shown
 
 
 def example_row(page: Page, label: str = "Examples: one click makes a picture") -> gr.Dataset | None:

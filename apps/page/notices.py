@@ -11,10 +11,7 @@ from apps.page.model import Model, explain_missing
 from apps.spec import App
 from core.errors import WeightsMissing
 
-BRING_MAP = (
-    "Or bring a map of your own: under Advanced options set Preprocessor to “None: my image is already a "
-    "map”."
-)
+BRING_MAP = "Or bring a map of your own: {where}set Preprocessor to “None: my image is already a map”."
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +38,28 @@ def detector_state(name: str) -> DetectorState:
 
 def about(app: App, model: Model) -> str:
     """Return the notes of an app as HTML; nothing where all is well. The model has been loaded, or failed."""
+    return _about_detector(app, "under Advanced options ") + _about_control(app, model)
+
+
+def about_unit(app: App, detects: bool, model: Model) -> str:
+    """Return the notes of a unit that takes ``app``, as far as they are known while the model may be loading.
+
+    A unit that does not detect, since it is brought a map, needs no detector.
+    """
+    detector = _about_detector(app, "") if detects else ""
+    return detector + (_about_control(app, model) if model.finished else "")
+
+
+def _about_detector(app: App, where: str) -> str:
     detector = detector_state(app.annotator)
+    bring = f"\n{BRING_MAP.format(where=where)}"
+    problem = _in_two_lines(detector.problem) + bring if detector.problem else ""
+    return look.notice(problem) + look.notice(detector.remark, "remark")
+
+
+def _about_control(app: App, model: Model) -> str:
     missing = model.error or explain_missing(model.get(), app.control) or ""
-    problem = f"{_in_two_lines(detector.problem)}\n{BRING_MAP}" if detector.problem else ""
-    notes = (
-        look.notice(problem),
-        look.notice(detector.remark, "remark"),
-        look.notice(_in_two_lines(missing)),
-    )
-    return "".join(notes)
+    return look.notice(_in_two_lines(missing))
 
 
 def _in_two_lines(message: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from apps.page.forms import JointForm
 from apps.page.settings import READY_MAP, Setting
 from core.images import fit_size
 from core.metadata import StoredRequest, read_request
@@ -25,6 +26,15 @@ class Restored:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class RestoredUnit:
+    """What to put back into one unit: the app that it takes, settings by name, and the map."""
+
+    app: str
+    values: Mapping[str, Any]
+    hint: NDArray[np.uint8] | None
+
+
 def restore(path: str | Path, declared: Sequence[Setting]) -> Restored:
     """Read the settings that a PNG carries.
 
@@ -35,13 +45,49 @@ def restore(path: str | Path, declared: Sequence[Setting]) -> Restored:
         ValueError: the file is no picture or carries no settings; says what to do.
     """
     stored = read_request(path)
-    found = _found(stored)
+    found = _of_run(stored)
     hint = stored.controls[0].hint if stored.controls else None
+    if stored.controls:
+        found |= _of_unit(stored, 0, ())
     if hint is not None:
-        found["preprocessor"] = READY_MAP
         found["resolution"] = _resolution(hint, found.get("resolution"))
+    values, notes = _within_range(found, declared)
+    return Restored(found.get("prompt"), values, hint, (*stored.notes, *notes))
+
+
+def restore_units(path: str | Path, form: JointForm) -> tuple[Restored, tuple[RestoredUnit, ...]]:
+    """Read the settings that a PNG carries for a page with several controls; each map comes back as above.
+
+    Raises:
+        ValueError: the file is no picture or carries no settings; says what to do.
+    """
+    stored = read_request(path)
+    found, notes = _of_run(stored), list(stored.notes)
+    units: list[RestoredUnit] = []
+    by_control = {app.control: name for name, app in reversed(form.apps.items())}
+    for index, control in enumerate(stored.controls):
+        detector = stored.settings.get(f"detector_{index + 1}") or stored.settings.get("app")
+        if detector not in form.apps or form.apps[str(detector)].control != control.control:
+            detector = by_control.get(control.control)
+        if detector is None or len(units) == len(form.numbers):
+            why = "more than the page has units" if detector else "not known here"
+            notes.append(f"The {control.control[:60]} control was left out: {why}.")
+            continue
+        own = form.own[str(detector)]
+        values, more = _within_range(_of_unit(stored, index, [s.name for s in own]), own)
+        notes += more
+        units.append(RestoredUnit(str(detector), values, control.hint))
+    hints = [unit.hint for unit in units if unit.hint is not None]
+    if hints:
+        found["resolution"] = _resolution(hints[0], found.get("resolution"))
+    values, more = _within_range(found, form.run)
+    return Restored(found.get("prompt"), values, None, (*notes, *more)), tuple(units)
+
+
+def _within_range(found: Mapping[str, Any], declared: Sequence[Setting]) -> tuple[dict[str, Any], list[str]]:
+    """Return what is allowed of what was found, and notes about the rest."""
     values: dict[str, Any] = {}
-    notes = list(stored.notes)
+    notes: list[str] = []
     for setting in declared:
         if found.get(setting.name) is None:
             continue
@@ -49,18 +95,26 @@ def restore(path: str | Path, declared: Sequence[Setting]) -> Restored:
             values[setting.name] = setting.check(found[setting.name])
         except ValueError as error:
             notes.append(str(error))
-    return Restored(found.get("prompt"), values, hint, tuple(notes))
+    return values, notes
 
 
-def _found(stored: StoredRequest) -> dict[str, Any]:
+def _of_run(stored: StoredRequest) -> dict[str, Any]:
     names = ("negative_prompt", "num_samples", "steps", "sampler", "cfg_scale", "eta", "seed", "guess_mode")
     found: dict[str, Any] = {name: getattr(stored, name) for name in names}
-    if stored.controls:
-        unit = stored.controls[0]
-        found |= {"strength": unit.strength, "start": unit.start, "end": unit.end}
     # Other programs' pictures hold one prompt: it comes back whole, with nothing added to it.
     found |= {"prompt": stored.prompt, "added_prompt": ""}
     return found | dict(stored.settings)
+
+
+def _of_unit(stored: StoredRequest, index: int, own: Sequence[str]) -> dict[str, Any]:
+    """Return what the control of this index had; ``own`` are settings that may be stored with its number."""
+    unit = stored.controls[index]
+    found: dict[str, Any] = {"strength": unit.strength, "start": unit.start, "end": unit.end}
+    for name in own:
+        alone = name if index == 0 else ""  # as a page with one control stores it
+        value = stored.settings.get(f"{name}_{index + 1}", stored.settings.get(alone))
+        found |= {} if value is None else {name: value}
+    return found if unit.hint is None else found | {"preprocessor": READY_MAP}
 
 
 def _resolution(hint: NDArray[np.uint8], stored: Any) -> int:

@@ -100,21 +100,52 @@ def declare(annotator: Annotator, resolution: int, cfg_scale: float = 9.0) -> tu
 
     ``resolution``, the short side in pixels that the model was trained at, and ``cfg_scale`` are defaults.
     """
-    detector: tuple[Setting, ...] = annotator.params
-    if annotator.resolution is not None:
-        own = annotator.resolution
-        # Not finer than what a small model draws: thin lines would come out dashed, and it takes longer.
-        start = min(own.default, max(own.minimum, resolution))
-        detector = (replace(own, name="detect_resolution", default=start), AUTO, *detector)
+    return (
+        *_pictures(resolution),
+        *WEIGHT,
+        _GUESS_MODE,
+        *_map(annotator, resolution),
+        *_sampling(cfg_scale),
+    )
+
+
+def declare_run(resolution: int, cfg_scale: float = 9.0) -> tuple[Setting, ...]:
+    """Return what a run has once, however many controls it has."""
+    return (*_pictures(resolution), _GUESS_MODE, *_sampling(cfg_scale))
+
+
+def declare_unit(annotator: Annotator, resolution: int) -> tuple[Setting, ...]:
+    """Return what each control has for itself: with ``declare_run`` all that ``declare`` returns."""
+    return (*_map(annotator, resolution), *WEIGHT)
+
+
+_GUESS_MODE = Checkbox("guess_mode", "Guess Mode", False, "Works without a prompt: 50 steps, scale 3 to 5.")
+WEIGHT = (
+    Slider("strength", "Control Strength", 0.0, 2.0, 1.0, 0.01),
+    Slider("start", "Control start", 0.0, 1.0, 0.0, 0.01),
+    Slider("end", "Control end", 0.0, 1.0, 1.0, 0.01),
+)
+
+
+def _pictures(resolution: int) -> tuple[Setting, ...]:
     return (
         Slider("num_samples", "Images", 1, MAX_SAMPLES, 1),
         Slider("resolution", "Image Resolution", 256, 768, min(max(resolution, 256), 768), 64),
-        Slider("strength", "Control Strength", 0.0, 2.0, 1.0, 0.01),
-        Slider("start", "Control start", 0.0, 1.0, 0.0, 0.01),
-        Slider("end", "Control end", 0.0, 1.0, 1.0, 0.01),
-        Checkbox("guess_mode", "Guess Mode", False, "Works without a prompt: 50 steps, scale 3 to 5."),
-        _preprocessor(annotator),
-        *detector,
+    )
+
+
+def _map(annotator: Annotator, resolution: int) -> tuple[Setting, ...]:
+    if annotator.resolution is None:
+        return (_preprocessor(annotator), *annotator.params)
+    own = annotator.resolution
+    # Not finer than what a small model draws: thin lines would come out dashed, and it takes longer.
+    start = min(own.default, max(own.minimum, resolution))
+    detect = replace(own, name="detect_resolution", default=start)
+    return (_preprocessor(annotator), detect, AUTO, *annotator.params)
+
+
+def _sampling(cfg_scale: float) -> tuple[Setting, ...]:
+    return (
         Slider("steps", "Steps", 1, 100, 20),
         Choice("sampler", "Sampler", tuple(SAMPLER_LABELS.items()), "ddim"),
         Slider("cfg_scale", "Guidance Scale", 0.1, 30.0, cfg_scale, 0.1),

@@ -17,6 +17,7 @@ from apps.page import drawing
 from apps.page.drawing import draw, make_hint, size_of
 from apps.page.files import PictureFolder
 from apps.page.model import Model, Pipeline
+from apps.page.plan import plan_one
 from apps.page.settings import Settings, declare, parse
 from core.errors import NumericalError, WeightsMissing
 from core.images import fit_size, to_rgb
@@ -50,7 +51,9 @@ def test_the_map_comes_first_then_previews_then_the_pictures(
     monkeypatch.setattr(drawing, "PREVIEW_SECONDS", 0.0)
     pipeline = FakePipeline()
     frames = []
-    for frame in draw(CANNY, photo, settings(num_samples=2, steps=5), Model.ready(pipeline), folder):
+    for frame in draw(
+        plan_one(CANNY, photo, settings(num_samples=2, steps=5)), Model.ready(pipeline), folder
+    ):
         assert all(path.is_file() for path in frame.files)
         frames.append(frame)
     assert [frame.step for frame in frames] == [0, 1, 2, 3, 4, 5, 5]
@@ -68,8 +71,8 @@ def test_pictures_tell_which_detector_made_the_map(
 ) -> None:
     detector = type(annotators.load("canny"))
     monkeypatch.setattr(detector, "used_weights", lambda self: Weights("some_weights", "Some", demo))
-    frames = list(draw(CANNY, photo, settings(), Model.ready(FakePipeline()), folder))
-    assert all(frame.guessed == demo for frame in frames)
+    frames = list(draw(plan_one(CANNY, photo, settings()), Model.ready(FakePipeline()), folder))
+    assert all(frame.maps == ("Map by the demo detector" if demo else "Map",) for frame in frames)
     for path in frames[-1].files:
         assert read_request(path).settings["detector_weights"] == "some_weights"
 
@@ -77,7 +80,7 @@ def test_pictures_tell_which_detector_made_the_map(
 def test_previews_have_the_shape_of_the_picture_and_are_gone_afterwards(
     photo: Path, folder: PictureFolder
 ) -> None:
-    frames = draw(CANNY, photo, settings(), Model.ready(FakePipeline()), folder)
+    frames = draw(plan_one(CANNY, photo, settings()), Model.ready(FakePipeline()), folder)
     next(frames)
     with Image.open(next(frames).files[1]) as preview:
         assert preview.size == (320, 256)
@@ -86,7 +89,7 @@ def test_previews_have_the_shape_of_the_picture_and_are_gone_afterwards(
 
 
 def test_previews_come_no_faster_than_they_can_be_shown(photo: Path, folder: PictureFolder) -> None:
-    frames = list(draw(CANNY, photo, settings(steps=100), Model.ready(FakePipeline()), folder))
+    frames = list(draw(plan_one(CANNY, photo, settings(steps=100)), Model.ready(FakePipeline()), folder))
     assert len(frames) < 50
     assert frames[-2].step == 100
 
@@ -101,7 +104,7 @@ def test_the_map_is_there_before_the_model_is(
         allowed.wait(10)
         return FakePipeline()
 
-    frames = draw(CANNY, photo, settings(), Model("demo", "Demo", 256, load), folder)
+    frames = draw(plan_one(CANNY, photo, settings()), Model("demo", "Demo", 256, load), folder)
     assert next(frames).files[0].is_file()
     assert "Loading Demo" in next(frames).text
     allowed.set()
@@ -110,7 +113,7 @@ def test_the_map_is_there_before_the_model_is(
 
 def test_closing_frees_the_pipeline_and_deletes_the_previews(photo: Path, folder: PictureFolder) -> None:
     pipeline = FakePipeline()
-    frames = draw(CANNY, photo, settings(), Model.ready(pipeline), folder)
+    frames = draw(plan_one(CANNY, photo, settings()), Model.ready(pipeline), folder)
     next(frames)
     preview = next(frames).files[1]
     assert pipeline.lock.locked() and preview.is_file()
@@ -122,7 +125,7 @@ def test_missing_weights_are_told_in_the_pipelines_words(photo: Path, folder: Pi
     pipeline = FakePipeline(
         missing="control_sd15_canny is missing. Get it with: python -m core.weights get it"
     )
-    frames = draw(CANNY, photo, settings(), Model.ready(pipeline), folder)
+    frames = draw(plan_one(CANNY, photo, settings()), Model.ready(pipeline), folder)
     next(frames)
     with pytest.raises(WeightsMissing, match="python -m core.weights get it"):
         next(frames)
@@ -132,7 +135,7 @@ def test_missing_weights_are_told_in_the_pipelines_words(photo: Path, folder: Pi
 def test_an_error_while_drawing_frees_the_pipeline(photo: Path, folder: PictureFolder) -> None:
     pipeline = FakePipeline(failure=NumericalError("Not finite: choose float32."))
     with pytest.raises(NumericalError):
-        list(draw(CANNY, photo, settings(), Model.ready(pipeline), folder))
+        list(draw(plan_one(CANNY, photo, settings()), Model.ready(pipeline), folder))
     assert not pipeline.lock.locked()
 
 
@@ -192,7 +195,9 @@ def test_a_map_that_seems_inverted_is_warned_of_once(
     lines[100:104] = 255 - ground
     Image.fromarray(lines).save(tmp_path / "map.png")
     frames = draw(
-        CANNY, tmp_path / "map.png", settings(preprocessor=kind), Model.ready(FakePipeline()), folder
+        plan_one(CANNY, tmp_path / "map.png", settings(preprocessor=kind)),
+        Model.ready(FakePipeline()),
+        folder,
     )
     assert [bool(frame.note) for frame in frames].count(True) == int(warned)
 
@@ -209,7 +214,7 @@ def test_every_setting_reaches_the_request(photo: Path, folder: PictureFolder) -
         num_samples=3, strength=0.5, start=0.1, end=0.9, guess_mode=True, steps=4, sampler="unipc",
         cfg_scale=3.0, seed=11, eta=0.5, added_prompt="b", negative_prompt="c", resolution=320,
     )  # fmt: skip
-    list(draw(CANNY, photo, changed, Model.ready(pipeline), folder))
+    list(draw(plan_one(CANNY, photo, changed), Model.ready(pipeline), folder))
     request = pipeline.requests[0]
     assert (request.prompt, request.negative_prompt) == ("a fox, b", "c")
     assert (request.num_samples, request.steps, request.sampler) == (3, 4, "unipc")
@@ -220,7 +225,7 @@ def test_every_setting_reaches_the_request(photo: Path, folder: PictureFolder) -
 
 
 def test_every_file_carries_the_settings(photo: Path, folder: PictureFolder) -> None:
-    *_, last = draw(CANNY, photo, settings(num_samples=2), Model.ready(FakePipeline()), folder)
+    *_, last = draw(plan_one(CANNY, photo, settings(num_samples=2)), Model.ready(FakePipeline()), folder)
     stored = [read_request(path) for path in last.files]
     assert [s.picture_seed for s in stored] == [7, 7, 8]
     for one in stored:
@@ -238,7 +243,9 @@ def test_mending_is_offered_just_where_it_takes_the_doubt_away(
     lines[100:104] = 255 - ground
     Image.fromarray(lines).save(tmp_path / "map.png")
     frames = draw(
-        CANNY, tmp_path / "map.png", settings(preprocessor=kind), Model.ready(FakePipeline()), folder
+        plan_one(CANNY, tmp_path / "map.png", settings(preprocessor=kind)),
+        Model.ready(FakePipeline()),
+        folder,
     )
     assert [frame.mendable for frame in frames].count(True) == int(offered)
 
@@ -250,7 +257,9 @@ def test_mending_is_not_offered_for_a_doubt_that_it_would_not_take_away(
     monkeypatch.setattr(type(annotators.load("canny")), "kind", kind)
     scene().save(tmp_path / "map.png")
     frames = draw(
-        CANNY, tmp_path / "map.png", settings(preprocessor="none"), Model.ready(FakePipeline()), folder
+        plan_one(CANNY, tmp_path / "map.png", settings(preprocessor="none")),
+        Model.ready(FakePipeline()),
+        folder,
     )
     first = next(frames)
     assert first.note == "Strange." and not first.mendable

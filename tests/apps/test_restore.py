@@ -13,6 +13,7 @@ from apps import find_apps
 from apps.page.drawing import draw, make_hint
 from apps.page.files import PictureFolder
 from apps.page.model import Model
+from apps.page.plan import plan_one
 from apps.page.restore import restore
 from apps.page.settings import Settings, declare, parse
 from tests.apps.fakes import FakePipeline
@@ -39,7 +40,7 @@ def made(
     scene(*size).save(tmp_path / "photo.png")
     pipeline = FakePipeline()
     folder = PictureFolder(tmp_path / "served")
-    *_, last = draw(CANNY, tmp_path / "photo.png", chosen, Model.ready(pipeline), folder)
+    *_, last = draw(plan_one(CANNY, tmp_path / "photo.png", chosen), Model.ready(pipeline), folder)
     return pipeline, last.files
 
 
