@@ -119,7 +119,8 @@ class ModelConfig:
 
     ``weights`` and the values of ``controls`` are names in ckpts/registry.yaml. ``resolution`` is the short
     side, in pixels, that the model was trained at; ``cfg_scale`` is the guidance scale that the page starts
-    with.
+    with. ``pooled_controls`` say of the whole picture what they say: each residual's mean over the pixels
+    counts, and that for the prompt alone. ``masked_controls`` see -1 where a request's mask says to repaint.
     """
 
     name: str = MISSING
@@ -128,6 +129,8 @@ class ModelConfig:
     cfg_scale: float = 9.0
     weights: str = MISSING
     controls: dict[str, str] = field(default_factory=dict)
+    pooled_controls: list[str] = field(default_factory=list)
+    masked_controls: list[str] = field(default_factory=list)
     unet: UNetConfig = field(default_factory=UNetConfig)
     control: ControlNetConfig = field(default_factory=ControlNetConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
@@ -208,6 +211,9 @@ def _check(config: ModelConfig, path: Path) -> None:
         raise ConfigError(f"{path}: text.width is {text.width} but unet.context_dim is {unet.context_dim}.")
     if not 0 <= text.clip_skip <= text.layers:
         raise ConfigError(f"{path}: text.clip_skip is {text.clip_skip}: give 0 to {text.layers}.")
+    strangers = [c for c in (*config.pooled_controls, *config.masked_controls) if c not in config.controls]
+    if strangers:
+        raise ConfigError(f"{path}: {strangers[0]!r} is not among the controls: name it there too.")
     if config.vae.embed_dim != unet.in_channels:
         raise ConfigError(
             f"{path}: vae.embed_dim is {config.vae.embed_dim}, unet.in_channels {unet.in_channels}."

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.request import MAX_SEED, MAX_SIDE, MAX_STEPS, SIZE_MULTIPLE, Request
+from core.request import MAX_SEED, MAX_SIDE, MAX_STEPS, MIN_DENOISE, SIZE_MULTIPLE, Request
 
 _NEGATIVE = "Negative prompt:"
 _SAMPLER_LABELS = {
@@ -95,6 +95,8 @@ def format_parameters(
     ]
     if request.eta:
         pairs.append(("Eta", _number(request.eta)))
+    if request.init is not None:
+        pairs.append(("Denoising strength", _number(request.denoise)))
     pairs += [(label, extra[name]) for name, label in _EXTRA_LABELS.items() if extra and name in extra]
     for index, unit in enumerate(request.controls):
         module = modules[index] if index < len(modules) else unit.control
@@ -215,6 +217,7 @@ _NUMBERS: dict[str, tuple[str, float, float, bool]] = {
     "CFG scale": ("cfg_scale", 0.1, 30, False),
     "Seed": ("seed", 0, MAX_SEED, True),
     "Eta": ("eta", 0, 1, False),
+    "Denoising strength": ("denoise", MIN_DENOISE, 1, False),
     "Eta DDIM": ("eta", 0, 1, False),
 }
 

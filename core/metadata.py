@@ -35,8 +35,9 @@ MAX_TEXT_CHARS = 2**20
 MAX_HINT_BYTES = 6 * 2**20  # of the hint's PNG; a larger hint is only named by its digest
 _SCALARS = (
     *("prompt", "negative_prompt", "num_samples", "steps", "sampler"),
-    *("cfg_scale", "eta", "seed", "guess_mode"),
+    *("cfg_scale", "eta", "seed", "guess_mode", "denoise"),
 )
+_LATER = {"denoise": 1.0}  # of pictures that were made before there was such a field
 _REMEDY = "give a PNG that was saved here, or one that carries a 'parameters' text."
 
 
@@ -69,6 +70,9 @@ class StoredRequest:
     eta: float | None = None
     seed: int | None = None
     guess_mode: bool | None = None
+    denoise: float | None = None
+    init: NDArray[np.uint8] | None = None
+    mask: NDArray[np.uint8] | None = None
     size: tuple[int, int] | None = None
     controls: tuple[StoredControl, ...] = ()
     model: str | None = None
@@ -89,7 +93,8 @@ class StoredRequest:
                     f"The picture does not hold the {stored.control} hint: make it again from the photo."
                 )
             units.append(ControlUnit(stored.control, stored.hint, stored.strength, stored.start, stored.end))
-        given = {name: getattr(self, name) for name in _SCALARS if getattr(self, name) is not None}
+        fields = (*_SCALARS, "init", "mask")
+        given = {name: getattr(self, name) for name in fields if getattr(self, name) is not None}
         return Request(**{"prompt": "", **given}, controls=tuple(units), size=self.size)
 
 
@@ -213,13 +218,20 @@ def _request_document(request: Request) -> dict[str, Any]:
         }
         for unit in request.controls
     ]
+    if request.init is not None:
+        # A control often has the same picture as its hint, which then is stored once.
+        same = any(np.array_equal(unit.hint, request.init) for unit in request.controls)
+        document["init"] = _hint_document(request.init, pack=not same)
+    if request.mask is not None:
+        document["mask"] = _hint_document(request.mask)
     return document
 
 
-def _hint_document(hint: NDArray[np.uint8]) -> dict[str, Any]:
+def _hint_document(hint: NDArray[np.uint8], pack: bool = True) -> dict[str, Any]:
     buffer = io.BytesIO()
     Image.fromarray(hint).save(buffer, format="PNG", optimize=True)
-    packed = base64.b64encode(buffer.getvalue()).decode("ascii") if buffer.tell() <= MAX_HINT_BYTES else None
+    pack = pack and buffer.tell() <= MAX_HINT_BYTES
+    packed = base64.b64encode(buffer.getvalue()).decode("ascii") if pack else None
     return {"sha256": _digest(hint), "size": list(hint.shape[:2]), "png": packed}
 
 
@@ -246,17 +258,34 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _stored(whole: dict[str, Any]) -> StoredRequest:
-    request, settings = whole["request"], whole.get("settings", {})
+    request, settings = _LATER | whole["request"], whole.get("settings", {})
     size = request["size"]
+    controls = tuple(_stored_control(unit) for unit in request["controls"])
     return StoredRequest(
         **{name: request[name] for name in _SCALARS},
+        init=_stored_init(request.get("init"), controls),
+        mask=_stored_mask(request.get("mask")),
         size=None if size is None else (size[0], size[1]),
-        controls=tuple(_stored_control(unit) for unit in request["controls"]),
+        controls=controls,
         model=str(whole["model"]),
         picture_seed=whole["picture_seed"],
         settings={str(name): _plain(value) for name, value in settings.items()},
         notes=notes_on(whole.get("extra", {})),
     )
+
+
+def _stored_init(
+    init: dict[str, Any] | None, controls: Sequence[StoredControl]
+) -> NDArray[np.uint8] | None:
+    if init is None or init["png"] is not None:
+        return None if init is None else _read_hint(init["png"], init["size"], init["sha256"])
+    return next((c.hint for c in controls if c.sha256 == init["sha256"]), None)
+
+
+def _stored_mask(mask: dict[str, Any] | None) -> NDArray[np.uint8] | None:
+    if mask is None or mask["png"] is None:
+        return None
+    return _read_hint(mask["png"], mask["size"], mask["sha256"], grey=True)
 
 
 def _stored_control(unit: dict[str, Any]) -> StoredControl:
@@ -265,7 +294,9 @@ def _stored_control(unit: dict[str, Any]) -> StoredControl:
     return StoredControl(unit["control"], strength, start, end, hint, str(unit["sha256"]))
 
 
-def _read_hint(packed: str, size: Sequence[int], digest: str) -> NDArray[np.uint8]:
+def _read_hint(
+    packed: str, size: Sequence[int], digest: str, grey: bool = False
+) -> NDArray[np.uint8]:
     try:
         data = base64.b64decode(packed, validate=True)
     except binascii.Error as error:
@@ -274,7 +305,7 @@ def _read_hint(packed: str, size: Sequence[int], digest: str) -> NDArray[np.uint
     height, width = size
     if (image.height, image.width) != (height, width) or max(height, width) > MAX_SIDE:
         raise ValueError(f"a hint is {image.width}x{image.height} px")
-    hint = to_rgb(image)
+    hint = np.ascontiguousarray(to_rgb(image)[:, :, 0]) if grey else to_rgb(image)
     if _digest(hint) != digest:
         raise ValueError("a hint is not the one that made the picture")
     return hint
@@ -289,6 +320,8 @@ def _checked(stored: StoredRequest) -> StoredRequest:
     for unit in stored.controls:
         hint = blank if unit.hint is None else unit.hint
         ControlUnit(unit.control, hint, unit.strength, unit.start, unit.end)
-    values = {name: getattr(stored, name) for name in _SCALARS}
+    values = {name: getattr(stored, name) for name in _SCALARS if name != "denoise"}
     Request(**values, size=stored.size or blank.shape[:2])
+    mask = None if stored.init is None else stored.mask
+    Request("", init=blank if stored.init is None else stored.init, mask=mask, denoise=stored.denoise or 0.0)
     return stored

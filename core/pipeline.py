@@ -26,10 +26,12 @@ from core.runtime.placement import Placement
 from core.sampling.guidance import GuidedDenoiser, check_finite, is_active, prepare_control, text_rows
 from core.sampling.noise import ImageNoise, image_seeds
 from core.sampling.preview import LatentPreview, Throttle
-from core.sampling.samplers import SAMPLERS
+from core.sampling.repaint import Repaint, add_noise, composite, latent_share
+from core.sampling.samplers import SAMPLERS, Denoiser, StepState, first_time
 from core.sampling.schedule import Schedule
 from core.weights.checkpoint import BaseNetworks
 
+MASKED = 127  # above, a pixel of the mask counts as covered
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -167,7 +169,7 @@ class ControlNetPipeline:
             began = time.perf_counter()
             try:
                 latents = yield from self._sample_latents(request)
-                images = self._decode(latents)
+                images = _finish(request, self._decode(latents))
             except torch.OutOfMemoryError:
                 raise SuiteError(
                     "The device ran out of memory: make fewer or smaller pictures, or start with --low-vram."
@@ -190,7 +192,8 @@ class ControlNetPipeline:
 
     def _sample_latents(self, request: Request) -> Generator[Progress, None, Tensor]:
         """Yield one Progress a step; return the finished latents (B, C, h, w)."""
-        units = [unit for unit in request.controls if _acts(unit, request.steps)]
+        steps = request.walked_steps
+        units = [unit for unit in request.controls if _acts(unit, steps)]
         nets = self._cache.get([unit.control for unit in units])
         context = self._encode_text(request)
         throttle = Throttle(self._fitted_preview())
@@ -198,18 +201,42 @@ class ControlNetPipeline:
         factor = self.networks.vae.factor
         shape = (self.config.unet.in_channels, height // factor, width // factor)
         noise = ImageNoise(image_seeds(request.seed, request.num_samples), shape, self.device)
+        x_0 = self._encode_init(request)
         with self._placement.in_use(self.networks.unet, *nets.values()):
             denoiser = self._denoiser(request, context, [(nets[unit.control], unit) for unit in units])
-            sampler = SAMPLERS[request.sampler]
-            states = sampler(denoiser, noise(), self._schedule, request.steps, request.eta, noise)
+            states = self._states(request, denoiser, x_0, noise)
             busy = 0.0
-            for _ in range(request.steps):
+            for _ in range(steps):
                 resumed = time.perf_counter()
                 state = next(states)
-                check_finite(state.x_t, f"after step {state.step} of {request.steps}", self.dtype)
+                check_finite(state.x_t, f"after step {state.step} of {steps}", self.dtype)
                 busy += time.perf_counter() - resumed
-                yield Progress(state.step, request.steps, throttle(state.x_0), busy / state.step)
+                yield Progress(state.step, steps, throttle(state.x_0), busy / state.step)
         return state.x_t
+
+    def _states(
+        self, request: Request, denoiser: Denoiser, x_0: Tensor | None, noise: ImageNoise
+    ) -> Iterator[StepState]:
+        """Walk from noise alone or, with the latents ``x_0`` of a picture, from that under noise."""
+        sampler, steps = SAMPLERS[request.sampler], request.walked_steps
+        schedule = self._schedule.after(request.steps - steps)
+        x_T = start = noise()
+        if x_0 is not None and request.denoise < 1.0:
+            start = add_noise(x_0, x_T, schedule, first_time(sampler, schedule, steps))
+        if x_0 is not None and request.mask is not None:
+            share = latent_share(request.mask, self.networks.vae.factor).to(self.device)
+            denoiser = Repaint(denoiser, schedule, x_0, x_T, share)
+        return sampler(denoiser, start, schedule, steps, request.eta, noise)
+
+    def _encode_init(self, request: Request) -> Tensor | None:
+        """Return the latents (1, C, h, w) of the picture to start from, where they are needed."""
+        if request.init is None or (request.denoise == 1.0 and request.mask is None):
+            return None
+        picture = hint_to_tensor(request.init) * 2.0 - 1.0
+        with self._placement.in_use(self.networks.vae):
+            x_0 = self.networks.vae.encode(picture.to(self.device, self._vae_dtype)).float()
+        check_finite(x_0, "after encoding the picture", self._vae_dtype)
+        return x_0
 
     def _encode_text(self, request: Request) -> Tensor:
         """Return the context (1 or 2, 77 * n, d): the prompt and, where it is needed, the negative one."""
@@ -227,12 +254,25 @@ class ControlNetPipeline:
             unet=self.networks.unet,
             schedule=self._schedule,
             context_kv=text_rows(self.networks.unet, context, count),
-            controls=[prepare_control(net, u, hint_to_tensor(u.hint), seen, count) for net, u in controls],
+            controls=[
+                prepare_control(net, unit, self._hint(unit, request), seen, count, self._is_pooled(unit))
+                for net, unit in controls
+            ],
             cfg_scale=request.cfg_scale,
             guess_mode=request.guess_mode,
-            steps=request.steps,
+            steps=request.walked_steps,
             guess_depth=self.config.control.guess_depth,
         )
+
+    def _is_pooled(self, unit: ControlUnit) -> bool:
+        return unit.control in self.config.pooled_controls
+
+    def _hint(self, unit: ControlUnit, request: Request) -> Tensor:
+        """Return the hint (1, 3, H, W) in [0, 1], or -1 where a control that knows masks shall see none."""
+        hint = hint_to_tensor(unit.hint)
+        if request.mask is not None and unit.control in self.config.masked_controls:
+            hint[:, :, torch.from_numpy(request.mask > MASKED)] = -1.0
+        return hint
 
     def _fitted_preview(self) -> LatentPreview:
         """Return the preview of this model, fitted when first asked for."""
@@ -251,6 +291,14 @@ class ControlNetPipeline:
                 check_finite(picture, "after decoding", self._vae_dtype)
                 images += to_uint8(picture)
         return tuple(images)
+
+
+def _finish(request: Request, images: tuple[NDArray[np.uint8], ...]) -> tuple[NDArray[np.uint8], ...]:
+    """Put back, to the bit, what a mask keeps of the picture."""
+    picture, mask = request.init, request.mask
+    if picture is None or mask is None:
+        return images
+    return tuple(composite(image, picture, mask) for image in images)
 
 
 def _acts(unit: ControlUnit, steps: int) -> bool:

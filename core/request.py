@@ -18,6 +18,9 @@ MAX_STEPS = 1000
 MAX_SIDE = 4096
 MAX_PROMPT_CHARS = 10_000
 SIZE_MULTIPLE = 64
+MIN_DENOISE = 0.01
+# A share such as 0.3 of 10 steps may be a little less than 3.
+SHARE_TOLERANCE = 1e-6
 
 
 def check_number(name: str, value: float, low: float, high: float, *, integer: bool = False) -> None:
@@ -52,6 +55,19 @@ def _check_flag(name: str, value: bool) -> None:
         raise ValueError(f"{name} is {reprlib.repr(value)}: give true or false.")
 
 
+def _check_picture(name: str, picture: NDArray[np.uint8]) -> None:
+    is_array = isinstance(picture, np.ndarray)
+    if not is_array or picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        got = f"{picture.dtype} {picture.shape}" if is_array else type(picture).__name__
+        raise ValueError(f"{name} is {got}: give an (H, W, 3) uint8 RGB array.")
+    for side in picture.shape[:2]:
+        if side % SIZE_MULTIPLE or not SIZE_MULTIPLE <= side <= MAX_SIDE:
+            raise ValueError(
+                f"{name} is {picture.shape[1]}x{picture.shape[0]} px: give sides that are multiples of "
+                f"{SIZE_MULTIPLE} from {SIZE_MULTIPLE} to {MAX_SIDE}."
+            )
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ControlUnit:
     """One control: a hint for one ControlNet, and how much and when it counts.
@@ -76,16 +92,7 @@ class ControlUnit:
             raise ValueError(
                 f"control is {reprlib.repr(self.control)}: give a ControlNet's name, such as 'canny'."
             )
-        hint = self.hint
-        if not isinstance(hint, np.ndarray) or hint.dtype != np.uint8 or hint.ndim != 3 or hint.shape[2] != 3:
-            got = f"{hint.dtype} {hint.shape}" if isinstance(hint, np.ndarray) else type(hint).__name__
-            raise ValueError(f"hint is {got}: give an (H, W, 3) uint8 RGB array.")
-        for side in hint.shape[:2]:
-            if side % SIZE_MULTIPLE or not SIZE_MULTIPLE <= side <= MAX_SIDE:
-                raise ValueError(
-                    f"hint is {hint.shape[1]}x{hint.shape[0]} px: give sides that are multiples of "
-                    f"{SIZE_MULTIPLE} from {SIZE_MULTIPLE} to {MAX_SIDE}."
-                )
+        _check_picture("hint", self.hint)
         _set_number(self, "strength", 0.0, 2.0)
         _set_number(self, "start", 0.0, 1.0)
         _set_number(self, "end", 0.0, 1.0)
@@ -103,7 +110,11 @@ class Request:
     """Everything that decides a picture. Two equal requests on one model give equal pictures.
 
     ``controls`` may be empty (plain text to image at ``size``) or hold any number of units of one size.
-    ``size`` is (height, width) in pixels; None takes it from the controls.
+    ``size`` is (height, width) in pixels; None takes it from the controls or from ``init``.
+
+    ``init`` (H, W, 3) uint8 RGB is a picture to start from. ``denoise`` in (0, 1] is how much of it is
+    drawn anew: that share of the steps is walked, from the picture under as much noise; 1 starts from
+    noise alone. ``mask`` (H, W) uint8 is 255 where ``init`` is painted over, 0 where it stays to the bit.
 
     Raises:
         ValueError: names the field, its value and what is allowed.
@@ -120,6 +131,9 @@ class Request:
     seed: int = 0
     guess_mode: bool = False
     size: tuple[int, int] | None = None
+    init: NDArray[np.uint8] | None = None
+    denoise: float = 1.0
+    mask: NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
         """Check every field, and store numbers as Python's own."""
@@ -138,10 +152,28 @@ class Request:
             raise ValueError(f"sampler is {reprlib.repr(self.sampler)}: give one of {', '.join(SAMPLERS)}.")
         if not isinstance(self.controls, tuple) or not all(isinstance(u, ControlUnit) for u in self.controls):
             raise ValueError("controls must be a tuple of ControlUnit.")
+        self._check_init()
         self._check_size()
+
+    def _check_init(self) -> None:
+        _set_number(self, "denoise", MIN_DENOISE, 1.0)
+        if self.init is None:
+            for name, given in (("denoise", self.denoise < 1.0), ("mask", self.mask is not None)):
+                if given:
+                    raise ValueError(f"{name} is given, but init is None: give the picture to start from.")
+            return
+        _check_picture("init", self.init)
+        mask = self.mask
+        if mask is None:
+            return
+        if not isinstance(mask, np.ndarray) or mask.dtype != np.uint8 or mask.shape != self.init.shape[:2]:
+            got = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
+            raise ValueError(f"mask is {got}: give a uint8 array of init's height and width.")
 
     def _check_size(self) -> None:
         sizes: Sequence[tuple[int, int]] = [u.size for u in self.controls]
+        if self.init is not None:
+            sizes = [*sizes, (self.init.shape[0], self.init.shape[1])]
         if self.size is not None:
             if not isinstance(self.size, (tuple, list)) or len(self.size) != 2:
                 raise ValueError(f"size is {reprlib.repr(self.size)}: give (height, width) in pixels.")
@@ -152,17 +184,27 @@ class Request:
             object.__setattr__(self, "size", tuple(int(side) for side in self.size))
             sizes = [*sizes, self.size]
         if not sizes:
-            raise ValueError("size is None and there is no control: give size=(height, width).")
+            raise ValueError("size is None, with no control and no init: give size=(height, width).")
         if len(set(sizes)) > 1:
             listed = ", ".join(f"{w}x{h}" for h, w in sizes)
             raise ValueError(
-                f"sizes differ ({listed}): give every hint, and size, the same height and width."
+                f"sizes differ ({listed}): give every hint, init and size the same height and width."
             )
 
     @property
     def height_width(self) -> tuple[int, int]:
         """(height, width) in pixels of the pictures to make."""
-        return self.size if self.size is not None else self.controls[0].size
+        if self.size is not None:
+            return self.size
+        if self.controls:
+            return self.controls[0].size
+        assert self.init is not None
+        return self.init.shape[0], self.init.shape[1]
+
+    @property
+    def walked_steps(self) -> int:
+        """How many of the steps are walked: fewer than ``steps`` where the start is a picture."""
+        return max(1, int(self.steps * self.denoise + SHARE_TOLERANCE))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

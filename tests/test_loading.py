@@ -220,3 +220,15 @@ def test_embeddings_of_a_folder_are_used_by_their_names(files: Files, tmp_path: 
     assert not np.array_equal(found, load_pipeline(yaml, **options)(REQUEST).images[0])
     with pytest.raises(ValueError, match="there is no such folder"):
         load_pipeline(yaml, **options, embeddings=tmp_path / "none")
+
+
+def test_traits_of_controls_must_name_controls(tmp_path: Path) -> None:
+    config = tiny_config()
+    config.pooled_controls = ["shuffle"]
+    with pytest.raises(ConfigError, match="'shuffle' is not among the controls"):
+        core.config.load_config(write_yaml(tmp_path / "tiny.yaml", config))
+
+
+def test_shuffle_is_pooled_and_inpaint_masked_in_stable_diffusion() -> None:
+    config = core.config.load_config("sd15")
+    assert (config.pooled_controls, config.masked_controls) == (["shuffle"], ["inpaint"])

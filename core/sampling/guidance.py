@@ -52,8 +52,9 @@ class ActiveControl:
     """One ControlNet of a request, with all that does not change over the steps.
 
     ``hint_embedding`` (1, model_channels, h, w); ``kv`` has as many rows as this network is given: in guess
-    mode the conditional ones only. ``fixed`` are the residuals, of as many rows, where they are the same at
-    every step: then the network is not called again.
+    mode, and where the control is ``pooled``, the conditional ones only. ``fixed`` are the residuals, of as
+    many rows, where they are the same at every step: then the network is not called again. Of a pooled
+    control's residuals the mean over the pixels counts.
     """
 
     net: AnyControlNet
@@ -63,6 +64,7 @@ class ActiveControl:
     start: float
     end: float
     fixed: list[Tensor] | None = None
+    pooled: bool = False
 
 
 def fixed_residuals(net: AnyControlNet, context: Tensor, embedding: Tensor, batch: int) -> list[Tensor]:
@@ -79,18 +81,20 @@ def fixed_residuals(net: AnyControlNet, context: Tensor, embedding: Tensor, batc
 
 
 def prepare_control(
-    net: AnyControlNet, unit: ControlUnit, hint: Tensor, context: Tensor, batch: int
+    net: AnyControlNet, unit: ControlUnit, hint: Tensor, context: Tensor, batch: int, pooled: bool = False
 ) -> ActiveControl:
     """Compute once what ``unit`` needs at every step.
 
     ``hint`` is (1, 3, H, W) in [0, 1]; ``context`` has the rows that this ControlNet shall see: conditional
     first and, outside guess mode and where guidance asks for it, unconditional second.
     """
+    if pooled:
+        context = context[:1]
     picture = hint.to(context.device, context.dtype, memory_format=torch.channels_last)
     embedding = net.embed_hint(picture)
     fixed = fixed_residuals(net, context, embedding, batch) if net.static else None
     kv = text_rows(net, context, batch) if fixed is None else ()
-    return ActiveControl(net, embedding, kv, unit.strength, unit.start, unit.end, fixed)
+    return ActiveControl(net, embedding, kv, unit.strength, unit.start, unit.end, fixed, pooled)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,11 +134,11 @@ class GuidedDenoiser:
 
     def _residuals(self, x: Tensor, time: Tensor, batch: int, step_index: int) -> list[Tensor] | None:
         """Add up the scaled residuals of the controls that act in this step; None where there is none."""
-        rows = batch if self.guess_mode else len(x)
         total: list[Tensor] | None = None
         for control in self.controls:
             if not is_active(control.start, control.end, step_index, self.steps):
                 continue
+            rows = batch if self.guess_mode or control.pooled else len(x)
             residuals = control.fixed
             if residuals is None:
                 residuals = control.net(x[:rows], time[:rows], control.kv, control.hint_embedding)
@@ -142,11 +146,12 @@ class GuidedDenoiser:
                 control.strength, len(residuals), self.guess_mode, self.guess_depth
             )
             scaled = [r if s == 1.0 else r * s for r, s in zip(residuals, scales, strict=True)]
+            if control.pooled:
+                scaled = [r.mean((2, 3), keepdim=True) for r in scaled]
+            if rows < len(x):  # zeros for the unconditional rows
+                scaled = [F.pad(r, (0, 0, 0, 0, 0, 0, 0, len(x) - rows)) for r in scaled]
             total = add_residuals(total, scaled)
-        if total is None or rows == len(x):
-            return total
-        # Zeros for the unconditional rows.
-        return [F.pad(r, (0, 0, 0, 0, 0, 0, 0, len(x) - rows)) for r in total]
+        return total
 
 
 def check_finite(values: Tensor, when: str, dtype: torch.dtype) -> None:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from core.sampling.schedule import Schedule
@@ -169,6 +170,19 @@ def unipc(
         before = points[-2] if len(points) > 1 and i + 1 < steps else None
         x_t = _unipc_move(points[-1], before, alphas[i + 1], sigmas[i + 1], lams[i + 1], None)
         yield StepState(i + 1, x_t, x_0)
+
+
+def first_time(sampler: Sampler, schedule: Schedule, steps: int) -> float:
+    """Return the time step of the latents that a sampler starts from, by asking it."""
+    asked: list[float] = []
+
+    def listen(x_t: Tensor, t: float, step_index: int) -> Tensor:
+        asked.append(t)
+        return x_t
+
+    nothing = torch.zeros(1)
+    next(sampler(listen, nothing, schedule, steps, 0.0, lambda: nothing))
+    return asked[0]
 
 
 SAMPLERS: dict[str, Sampler] = {"ddim": ddim, "euler_a": euler_a, "dpmpp_2m": dpmpp_2m, "unipc": unipc}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -32,6 +33,16 @@ class Schedule:
         self.alphas_cumprod: Float64Array = np.asarray(np.cumprod(1.0 - self.betas), np.float64)
         self._log_sigmas: Float64Array = 0.5 * (np.log1p(-self.alphas_cumprod) - np.log(self.alphas_cumprod))
         self._whole: Float64Array = np.arange(config.timesteps, dtype=np.float64)
+        self._skipped = 0
+
+    def after(self, skipped: int) -> Schedule:
+        """Return this schedule without the noisiest ``skipped`` of whatever steps a sampler asks for.
+
+        A sampler that asks for n steps walks the last n of ``skipped`` + n, from a picture with noise on it.
+        """
+        late = copy.copy(self)
+        late._skipped = skipped
+        return late
 
     def timesteps(self, steps: int) -> list[int]:
         """Return exactly ``steps`` different time steps, the noisiest first, evenly spread from 1 upwards.
@@ -44,13 +55,14 @@ class Schedule:
         Raises:
             ValueError: ``steps`` is not between 1 and the schedule's length.
         """
-        total = self.num_timesteps
+        total, skipped = self.num_timesteps, self._skipped
+        steps += skipped
         if not 1 <= steps <= total:
             raise ValueError(f"steps is {steps}: give a whole number from 1 to {total}.")
         if steps == 1:
             return [total - 1]
         offset = 1 if steps < total else 0
-        return [i * total // steps + offset for i in reversed(range(steps))]
+        return [i * total // steps + offset for i in reversed(range(steps - skipped))]
 
     def alpha_cumprod(self, t: float) -> float:
         """Return the share of signal power left at time step ``t``, which may lie between two whole ones."""
@@ -72,7 +84,7 @@ class Schedule:
 
     def linear_sigmas(self, steps: int) -> list[float]:
         """Return ``steps`` noise levels evenly spread in time, the highest first, and a last 0."""
-        times = np.linspace(self.num_timesteps - 1, 0.0, steps)
+        times = np.linspace(self.num_timesteps - 1, 0.0, steps + self._skipped)[self._skipped :]
         return [*(self.sigma(t) for t in times), 0.0]
 
     def karras_sigmas(self, steps: int, rho: float = 7.0) -> list[float]:
@@ -81,7 +93,8 @@ class Schedule:
         Source: arXiv 2206.00364, equation 5.
         """
         low, high = self.sigma(0) ** (1 / rho), self.sigma(self.num_timesteps - 1) ** (1 / rho)
-        return [*(float(s**rho) for s in np.linspace(high, low, steps)), 0.0]
+        roots = np.linspace(high, low, steps + self._skipped)[self._skipped :]
+        return [*(float(s**rho) for s in roots), 0.0]
 
     def x_0(self, x_t: Tensor, eps: Tensor, t: float) -> Tensor:
         """Return the clean latents that ``x_t`` and its noise ``eps`` imply at time step ``t``."""

@@ -232,3 +232,40 @@ def test_a_registry_that_is_no_yaml_is_an_error(tmp_path: Path) -> None:
 def test_the_readme_of_the_folder_names_every_licence() -> None:
     text = (HOME / "README.md").read_text()
     assert all(row.licence in text for row in Registry.load().files.values())
+
+
+# The controls that the files of ControlNet 1.1 serve, by the files' published names.
+FOURTEEN = {
+    "control_v11p_sd15_canny": {"canny"},
+    "control_v11p_sd15_mlsd": {"mlsd"},
+    "control_v11f1p_sd15_depth": {"depth"},
+    "control_v11p_sd15_normalbae": {"normalbae"},
+    "control_v11p_sd15_seg": {"seg"},
+    "control_v11p_sd15_inpaint": {"inpaint"},
+    "control_v11p_sd15_lineart": {"lineart"},
+    "control_v11p_sd15s2_lineart_anime": {"lineart_anime"},
+    "control_v11p_sd15_openpose": {"openpose"},
+    "control_v11p_sd15_scribble": {"scribble"},
+    "control_v11p_sd15_softedge": {"hed", "softedge"},
+    "control_v11e_sd15_shuffle": {"shuffle"},
+    "control_v11e_sd15_ip2p": {"ip2p"},
+    "control_v11f1e_sd15_tile": {"tile"},
+}
+
+
+@pytest.mark.parametrize("ending", [".pth", "_fp16.safetensors"])
+@pytest.mark.parametrize("stem", FOURTEEN)
+def test_each_file_of_control_1_1_is_found_under_its_published_name(
+    folder: Path, stem: str, ending: str
+) -> None:
+    (folder / f"{stem}{ending}").touch()
+    registry = Registry.load()
+    assert registry[stem].repo == "lllyasviel/ControlNet-v1-1" and registry[stem].file == f"{stem}.pth"
+    controls = load_config("sd15").controls
+    assert {control for control, weights in controls.items() if registry.find(weights)} == FOURTEEN[stem]
+
+
+def test_controls_of_version_1_0_go_before_those_of_1_1(folder: Path) -> None:
+    for name in ("control_v11p_sd15_canny.pth", "control_sd15_canny.pth"):
+        (folder / name).touch()
+    assert Registry.load().locate("control_sd15_canny").name == "control_sd15_canny.pth"
