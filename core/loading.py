@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
+from core.additions import Lora
 from core.config import ModelConfig, config_names, load_config
 from core.errors import CheckpointMismatch, WeightsMissing
 from core.models.packing import pack_weights
@@ -19,6 +20,8 @@ from core.request import check_number
 from core.runtime.control_cache import DEFAULT_BUDGET
 from core.runtime.device import resolve_device, resolve_dtype
 from core.weights.checkpoint import inspect_checkpoint, load_base, load_control
+from core.weights.mixing import LoraMixer
+from core.weights.vae_file import open_vae
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +58,9 @@ def load_pipeline(
     max_controls: int = DEFAULT_BUDGET,
     clip_skip: int | None = None,
     embeddings: Path | None = None,
+    loras: Sequence[str | Path | Lora] = (),
+    vae: str | Path | None = None,
+    transfer_from: str | Path | None = None,
 ) -> ControlNetPipeline:
     """Load a base model; its ControlNets are loaded when first used.
 
@@ -69,6 +75,11 @@ def load_pipeline(
         max_controls: how many ControlNets stay in memory.
         clip_skip: which layer of the text encoder is read, counted from the end; by default the model's own.
         embeddings: the folder of textual-inversion files, used by their names; by default ckpts/embeddings.
+        loras: LoRA files to put on the base model, each "FILE" or "FILE:WEIGHT"; see also ``set_loras``.
+        vae: a file with another autoencoder, to draw with that.
+        transfer_from: the base model, by name or file, that the ControlNets were trained on: moves each from
+            there to this one, as `python -m core.weights transfer` does. One that comes in the checkpoint
+            itself stays.
 
     Raises:
         ValueError: there is no such model, device, dtype, layer or folder.
@@ -77,25 +88,33 @@ def load_pipeline(
     """
     target = resolve_device(device)
     number = resolve_dtype(dtype, target)
-    source = _find(name_or_path, _default_registry() if registry is None else registry)
+    registry = _default_registry() if registry is None else registry
+    source = _find(name_or_path, registry)
     if clip_skip is not None:
         source = replace(source, config=_skipping(source.config, clip_skip))
     rest = torch.device("cpu") if low_vram else target
     log.info("Loading %s from %s (%s, %s).", source.config.title, source.base, target, number)
-    base = load_base(source.config, source.base, device=rest, dtype=number)
+    autoencoder = None if vae is None else open_vae(source.config, Path(vae))
+    trained_on = None if transfer_from is None else _find_base(transfer_from, registry)
+    base = load_base(source.config, source.base, device=rest, dtype=number, vae=autoencoder)
     if target.type == "cpu":  # else the networks may be moved, which packed ones cannot be
         for network in (base.unet, base.vae, base.text):
             pack_weights(network)
+    mixer = LoraMixer(source.config, source.base, base)
+    mixer.set([Lora.parse(lora) for lora in loras])
     return ControlNetPipeline(
         source.config,
         base,
-        lambda name: _load_control(source, name, rest, number, pack=target.type == "cpu"),
+        lambda name: _load_control(source, name, rest, number, trained_on, pack=target.type == "cpu"),
         locate_control=source.locate_control,
         controls=source.controls,
         device=target,
         low_vram=low_vram,
         max_controls=max_controls,
         embeddings=embeddings,
+        mixer=mixer,
+        vae=None if vae is None else Path(vae).name,
+        transfer_from=None if trained_on is None else trained_on.name,
     )
 
 
@@ -111,10 +130,18 @@ def _default_registry() -> Locator:
 
 
 def _load_control(
-    source: Source, name: str, device: torch.device, dtype: torch.dtype, *, pack: bool
+    source: Source,
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    trained_on: Path | None,
+    *,
+    pack: bool,
 ) -> AnyControlNet:
-    path = source.locate_control(name)
-    net = load_control(source.config, path, device=device, dtype=dtype, base=source.base)
+    path, base = source.locate_control(name), source.base
+    if trained_on is not None and (path == base or trained_on.samefile(base)):
+        trained_on = None  # it grew from this very model
+    net = load_control(source.config, path, device=device, dtype=dtype, base=base, trained_on=trained_on)
     if pack:
         pack_weights(net)
     return net
@@ -135,6 +162,18 @@ def _find(name_or_path: str | Path, registry: Locator) -> Source:
     return Source(
         config, locate(config.weights), lambda name: locate(config.controls[name]), tuple(config.controls)
     )
+
+
+def _find_base(name_or_path: str | Path, registry: Locator) -> Path:
+    """Return the file of a base model that is not drawn with."""
+    path = Path(name_or_path)
+    if path.suffix.lower() not in CHECKPOINT_SUFFIXES:
+        return registry.locate(load_config(name_or_path).weights)
+    if not path.is_file():
+        raise WeightsMissing(
+            f"{path}: no such file. Give the base model that the ControlNets were trained on, such as sd15."
+        )
+    return path
 
 
 def _from_checkpoint(path: Path, registry: Locator) -> Source:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from core.additions import Lora, loras_text
 from core.config import ModelConfig
 from core.errors import SuiteError, WeightsMissing
 from core.images import hint_to_tensor, to_uint8
@@ -30,6 +31,7 @@ from core.sampling.repaint import Repaint, add_noise, composite, latent_share
 from core.sampling.samplers import SAMPLERS, Denoiser, StepState, first_time
 from core.sampling.schedule import Schedule
 from core.weights.checkpoint import BaseNetworks
+from core.weights.mixing import LoraMixer
 
 MASKED = 127  # above, a pixel of the mask counts as covered
 Module = TypeVar("Module", bound=nn.Module)
@@ -56,6 +58,9 @@ class ControlNetPipeline:
         low_vram: bool = False,
         max_controls: int = DEFAULT_BUDGET,
         embeddings: Path | None = None,
+        mixer: LoraMixer | None = None,
+        vae: str | None = None,
+        transfer_from: str | None = None,
     ) -> None:
         """Take networks that are loaded, and a way to load ControlNets.
 
@@ -69,6 +74,9 @@ class ControlNetPipeline:
             low_vram: keep only the networks in use on ``device``, the others in main memory.
             max_controls: how many ControlNets stay in memory.
             embeddings: the folder of textual-inversion files; by default ckpts/embeddings.
+            mixer: puts LoRAs on ``base``; without one there can be none.
+            vae: the name of the file that the autoencoder is from, where that is not the base model's.
+            transfer_from: the name of the base model that the ControlNets were moved from, if they were.
 
         Raises:
             ValueError: there is no such folder.
@@ -88,6 +96,8 @@ class ControlNetPipeline:
         self._cache = ControlCache(lambda name: self._settle(load_control(name)), max_controls)
         self._locate_control = locate_control
         self._embeddings = Embeddings(embeddings, width=config.text.width, title=config.title)
+        self._mixer = mixer
+        self._told = {"vae": vae, "transfer_from": transfer_from}
         self._preview: LatentPreview | None = None
         # Not an RLock: a generator may be resumed, and so release it, in another thread.
         self._lock = threading.Lock()
@@ -129,6 +139,21 @@ class ControlNetPipeline:
     def available_controls(self) -> tuple[str, ...]:
         """Return the names of the ControlNets whose weights are on this machine."""
         return tuple(name for name in self.controls if self.explain_missing(name) is None)
+
+    def set_loras(self, loras: Sequence[str | Path | Lora]) -> None:
+        """Have exactly these LoRA files, each "FILE" or "FILE:WEIGHT", on the base model from now on.
+
+        An empty sequence takes all off: the weights are then, bit for bit, those of the base model's file.
+        ControlNets stay as they are. Waits for the request that runs.
+
+        Raises:
+            ValueError: a weight is out of range, or this pipeline was not loaded from a file.
+            CheckpointMismatch: a file is no LoRA for this model; nothing was changed.
+        """
+        if self._mixer is None:
+            raise ValueError("This pipeline was not made by load_pipeline: it cannot take LoRAs.")
+        with self._lock:
+            self._mixer.set([Lora.parse(lora) for lora in loras])
 
     def __call__(self, request: Request) -> Result:
         """Make the pictures of ``request``.
@@ -187,8 +212,9 @@ class ControlNetPipeline:
     def _extra(self) -> dict[str, str]:
         """Say what else bears on the pictures."""
         told = {"device": str(self.device), "dtype": str(self.dtype).removeprefix("torch.")}
-        clip_skip = self.config.text.clip_skip
-        return told | {"clip_skip": str(clip_skip)} if clip_skip else told
+        clip_skip, loras = self.config.text.clip_skip, self._mixer.loras if self._mixer is not None else ()
+        more = {**self._told, "clip_skip": str(clip_skip or ""), "loras": loras_text(loras)}
+        return told | {name: text for name, text in more.items() if text}
 
     def _sample_latents(self, request: Request) -> Generator[Progress, None, Tensor]:
         """Yield one Progress a step; return the finished latents (B, C, h, w)."""

@@ -21,6 +21,10 @@ class Packed(nn.Module):
 
     packed: Tensor
 
+    def pack(self, weight: Tensor) -> None:
+        """Take a plain weight of the layer's shape."""
+        raise NotImplementedError
+
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         destination[f"{prefix}weight"] = self.packed.to_dense()
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -34,9 +38,12 @@ class PackedConv2d(Packed):
         super().__init__()
         self.bias = conv.bias
         self.geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
-        shape = [2, conv.in_channels, TYPICAL_SIDE, TYPICAL_SIDE]
-        weight = conv.weight.detach()
-        self.packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry, shape)
+        self.shape = [2, conv.in_channels, TYPICAL_SIDE, TYPICAL_SIDE]
+        self.pack(conv.weight.detach())
+
+    def pack(self, weight: Tensor) -> None:
+        """Take a plain weight of the layer's shape."""
+        self.packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry, self.shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` (B, C, h, w)."""
@@ -51,7 +58,11 @@ class PackedLinear(Packed):
         """Take the weights of ``linear``."""
         super().__init__()
         self.bias = linear.bias
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+        self.pack(linear.weight.detach())
+
+    def pack(self, weight: Tensor) -> None:
+        """Take a plain weight of the layer's shape."""
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` (..., C)."""

@@ -74,10 +74,18 @@ class Plan:
         return total
 
 
-def load_base(config: ModelConfig, path: Path, *, device: torch.device, dtype: torch.dtype) -> BaseNetworks:
+def load_base(
+    config: ModelConfig,
+    path: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    vae: Part | None = None,
+) -> BaseNetworks:
     """Load UNet, autoencoder and text encoder from a full or plain single-file checkpoint.
 
-    The ControlNet half of a full file, EMA copies and schedule buffers are not read.
+    The ControlNet half of a full file, EMA copies and schedule buffers are not read. ``vae`` is taken instead
+    of the file's autoencoder, which may then be missing.
 
     Raises:
         CheckpointMismatch: the file is no such checkpoint; names the file, what it seems to be, and keys.
@@ -86,7 +94,11 @@ def load_base(config: ModelConfig, path: Path, *, device: torch.device, dtype: t
     with torch.device("meta"):
         networks = BaseNetworks(UNet(config.unet), AutoencoderKL(config.vae), TextEncoder(config.text))
     plans = plan_base(config, networks, file.tensors)
+    if vae is not None:
+        del plans["vae"]
     check_plan(file, config, "a base model", [config.weights], Plan.joined(list(plans.values())))
+    if vae is not None:
+        fill(networks.vae, vae, device, dtype)
     for name, plan in plans.items():
         network = getattr(networks, name)
         fill(network, Part(file, plan.sources, network.state_dict()), device, dtype)

@@ -44,6 +44,10 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     p.add_argument("--alpha", type=float, default=0.5, metavar="N", help="B's share, 0 to 1; default 0.5")
     _output(p, "keep")
 
+    p = _command(commands, "convert", _convert, "write a file in the diffusers layout, or from that layout")
+    p.add_argument("file", metavar="FILE", help=f"{FILE}; or a folder of diffusers")
+    _output(p, "keep", "NAME.safetensors for the original's layout; any other name for a folder of diffusers")
+
     p = _command(commands, "info", _info, "tell what a file is, and what it is good for")
     p.add_argument("files", nargs="+", metavar="FILE", help=FILE)
 
@@ -61,8 +65,10 @@ def _command(
     return parser
 
 
-def _output(parser: argparse.ArgumentParser, dtype: str) -> None:
-    parser.add_argument("out", type=Path, metavar="OUT", help="the .safetensors file to write")
+def _output(
+    parser: argparse.ArgumentParser, dtype: str, help: str = "the .safetensors file to write"
+) -> None:
+    parser.add_argument("out", type=Path, metavar="OUT", help=help)
     parser.add_argument("--dtype", choices=DTYPES, default=dtype, help=f"its numbers; default {dtype}")
     parser.add_argument("--overwrite", action="store_true", help="write over a file that is there")
 
@@ -134,6 +140,21 @@ def _merge(registry: Registry, options: argparse.Namespace) -> int:
         overwrite=options.overwrite,
     )
     return _told(options.out, size)
+
+
+def _convert(registry: Registry, options: argparse.Namespace) -> int:
+    from core.weights.diffusers_folders import from_diffusers, to_diffusers
+
+    path, out, dtype = find(registry, options.file), options.out, _dtype(options)
+    if out.suffix == ".safetensors":
+        return _told(out, from_diffusers(path, out, dtype=dtype, overwrite=options.overwrite))
+    left_out = to_diffusers(path, out, dtype=dtype, overwrite=options.overwrite)
+    files = sorted(found for found in out.rglob("*") if found.is_file())
+    print(f"Wrote {out}, {size_text(sum(file.stat().st_size for file in files))}:")
+    print("\n".join(f"  {file.relative_to(out)}" for file in files))
+    for what in left_out:
+        print(f"Left out: {what}.")
+    return 0
 
 
 def _info(registry: Registry, options: argparse.Namespace) -> int:

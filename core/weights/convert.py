@@ -120,7 +120,7 @@ def diffusers_key(key: str, unet: UNetConfig, control: ControlNetConfig) -> str:
     if top == "middle_block_out":
         return f"controlnet_mid_block.{rest}"
     if top == "middle_block":
-        return f"mid_block.{DIFFUSERS_MIDDLE[number]}.{_diffusers_inner(rest)}"
+        return f"mid_block.{DIFFUSERS_MIDDLE[number]}.{diffusers_inner(rest)}"
     if number == 0:
         return f"conv_in.{rest.removeprefix('0.')}"
     level, place = divmod(number - 1, unet.num_res_blocks + 1)
@@ -128,9 +128,10 @@ def diffusers_key(key: str, unet: UNetConfig, control: ControlNetConfig) -> str:
     if place == unet.num_res_blocks:
         return f"down_blocks.{level}.downsamplers.0.{rest.replace('op.', 'conv.')}"
     kind = "attentions" if layer == "1" else "resnets"
-    return f"down_blocks.{level}.{kind}.{place}.{_diffusers_inner(rest)}"
+    return f"down_blocks.{level}.{kind}.{place}.{diffusers_inner(rest)}"
 
 
-def _diffusers_inner(rest: str) -> str:
+def diffusers_inner(rest: str) -> str:
+    """Name a tensor of a residual block, or of a transformer, which has the same names in both layouts."""
     part, kind = rest.rsplit(".", 1)
-    return f"{DIFFUSERS_RESNET.get(part, part)}.{kind}"  # a transformer's parts have the same names in both
+    return f"{DIFFUSERS_RESNET.get(part, part)}.{kind}"

@@ -70,8 +70,8 @@ class BaseParts:
         return self.unet.file
 
 
-def open_base(config: ModelConfig, file: TensorFile) -> BaseParts:
-    """Find a base model's networks in a file.
+def open_base(config: ModelConfig, file: TensorFile, *, whole: bool = True) -> BaseParts:
+    """Find a base model's networks in a file; unless ``whole``, its autoencoder may be missing.
 
     Raises:
         CheckpointMismatch: it holds no such model; names it, what it seems to be, and keys.
@@ -79,7 +79,8 @@ def open_base(config: ModelConfig, file: TensorFile) -> BaseParts:
     with torch.device("meta"):
         networks = BaseNetworks(UNet(config.unet), AutoencoderKL(config.vae), TextEncoder(config.text))
     plans = plan_base(config, networks, file.tensors)
-    check_plan(file, config, "a base model", [config.weights], Plan.joined(list(plans.values())))
+    needed = [plan for name, plan in plans.items() if whole or name != "vae"]
+    check_plan(file, config, "a base model", [config.weights], Plan.joined(needed))
     parts = {
         name: Part(file, plan.sources, getattr(networks, name).state_dict()) for name, plan in plans.items()
     }

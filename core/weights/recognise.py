@@ -13,6 +13,11 @@ from core.weights.formats import TensorFile, TensorInfo
 FORMAT = "controlnet-suite"  # in the metadata of the files that this project trains
 FAMILIES = {768: ("sd1", "Stable Diffusion 1.x"), 1024: ("sd2", "Stable Diffusion 2.x")}
 FAMILIES |= {2048: ("sdxl", "SDXL"), 1280: ("sdxl", "SDXL (refiner)")}
+LORA_READS = re.compile(
+    r".*attn2[._](processor\.)?to_k(\.lora_down|\.lora_A|\.lora\.down|_lora\.down)\.weight"
+    r"|(lora_te_|text_encoder\.).*self_attn[._]q_proj(\.lora_down|\.lora_A|[._]lora(_linear_layer)?\.down)\.weight"
+)
+SECOND_TEXT = ("lora_te2_", "text_encoder_2.")  # only SDXL's
 LORA = re.compile(r"\.lora_(down|up|A|B)\.|\.lora\.(down|up)\.|^lora_(unet|te\d?)_")
 SD = ("sd1", "sd2")
 VARIANT = re.compile(r"^control:\n(?: +.*\n)*? +variant: *(\S+)", re.MULTILINE)  # in a file's own config
@@ -102,7 +107,7 @@ def _kind(
     if "lora_controlnet" in tensors:
         return "control_lora", "a Control-LoRA"
     if any(LORA.search(key) for key in tensors):
-        return "lora", "a LoRA"
+        return "lora", f"a LoRA for {model}" if family else "a LoRA"
     if _any(tensors, DIFFUSERS_CONTROL):
         return "diffusers_control", f"a ControlNet for {model} in the diffusers layout"
     first = tensors.get(UNET + "input_blocks.0.0.weight")
@@ -125,7 +130,13 @@ def _any(names: Mapping[str, object], prefix: str) -> bool:
 
 def _family(tensors: Mapping[str, TensorInfo]) -> tuple[str | None, str]:
     """Tell the model by the width of the text that its attention reads."""
-    reads = [info.shape for key, info in tensors.items() if key.endswith("attn2.to_k.weight")]
+    if any(key.startswith(SECOND_TEXT) for key in tensors):
+        return FAMILIES[2048]
+    reads = [
+        info.shape
+        for key, info in tensors.items()
+        if key.endswith("attn2.to_k.weight") or LORA_READS.fullmatch(key)
+    ]
     widths = [shape[1] for shape in reads if len(shape) == 2]
     if not widths:
         return None, "an unknown model"
