@@ -89,7 +89,7 @@ def load_pipeline(
     target = resolve_device(device)
     number = resolve_dtype(dtype, target)
     registry = _default_registry() if registry is None else registry
-    source = _find(name_or_path, registry)
+    source = find_source(name_or_path, registry)
     if clip_skip is not None:
         source = replace(source, config=_skipping(source.config, clip_skip))
     rest = torch.device("cpu") if low_vram else target
@@ -147,7 +147,9 @@ def _load_control(
     return net
 
 
-def _find(name_or_path: str | Path, registry: Locator) -> Source:
+def find_source(name_or_path: str | Path, registry: Locator | None = None) -> Source:
+    """Find a model's config and files; the arguments and errors are those of ``load_pipeline``."""
+    registry = _default_registry() if registry is None else registry
     path = Path(name_or_path)
     if path.suffix.lower() in CHECKPOINT_SUFFIXES:
         return _from_checkpoint(path, registry)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 KeyValue = tuple[Tensor, Tensor]  # each (B, heads, tokens, head channels)
 
@@ -194,10 +196,23 @@ class Upsample(nn.Module):
 
 
 class TimestepSequential(nn.Sequential):
-    """Layers in sequence, each given what it takes: the time embedding, the text, or neither."""
+    """Layers in sequence, each given what it takes: the time embedding, the text, or neither.
+
+    With ``recompute`` the values inside are not kept for the gradient but computed a second time: less
+    memory, more time, the same gradient.
+    """
+
+    recompute = False
 
     def forward(self, x: Tensor, emb: Tensor, kvs: Iterator[KeyValue]) -> Tensor:  # type: ignore[override]
         """Map ``x`` (B, C, h, w)."""
+        if not (self.recompute and torch.is_grad_enabled()):
+            return self._run(x, emb, kvs)
+        depth = sum(len(m.transformer_blocks) for m in self if isinstance(m, SpatialTransformer))
+        own = tuple(islice(kvs, depth))
+        return checkpoint(lambda: self._run(x, emb, iter(own)), use_reentrant=False)
+
+    def _run(self, x: Tensor, emb: Tensor, kvs: Iterator[KeyValue]) -> Tensor:
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, emb)

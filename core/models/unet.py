@@ -141,7 +141,20 @@ class UNet(UNetEncoder):
         """
         emb = self.embed_time(t, x.dtype)
         kvs = iter(context if isinstance(context, tuple) else self.project_context(context))
-        *skips, h = self.encode(x, emb, kvs)
+        return self.decode(self.encode(x, emb, kvs), emb, kvs, residuals)
+
+    def decode(
+        self,
+        encoded: Sequence[Tensor],
+        emb: Tensor,
+        kvs: Iterator[KeyValue],
+        residuals: Sequence[Tensor | None] | None = None,
+    ) -> Tensor:
+        """Return the prediction from what ``encode`` gave; the arguments are those of ``forward``.
+
+        ``kvs`` are at the first pair of the output blocks.
+        """
+        *skips, h = encoded
         if residuals is not None:
             if len(residuals) != self.num_residuals:
                 raise ValueError(f"{len(residuals)} residuals given: this UNet takes {self.num_residuals}.")

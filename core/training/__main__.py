@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.config import ModelConfig, load_config
+from core.errors import SuiteError
+from core.training.controlnet_cli import add_commands, run_command
 
 if TYPE_CHECKING:
     from core.training.loop import LoopConfig
@@ -74,13 +78,32 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--sheet", type=Path, help="PNG of the first scenes: scene, hint, result")
     sub.add_argument("--control", help="measure only how well this control is obeyed")
     sub.add_argument("--detector", help="measure only this detector: depth, normal, pose or segmentation")
+    add_commands(commands)
     return top
 
 
-def main() -> None:
-    """Run one command."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit status: 1 after an error that was told, 130 after Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    args = parser().parse_args()
+    args = parser().parse_args(arguments)
+    try:
+        return _run(args)
+    except (ValueError, SuiteError, FileNotFoundError, FloatingPointError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from the last checkpoint, if there is one.", file=sys.stderr)
+        return 130
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.command in ("controlnet", "circles"):
+        return run_command(args)
+    _run_demo(args)
+    return 0
+
+
+def _run_demo(args: argparse.Namespace) -> None:
     config = load_config(args.config)
     if args.command == "evaluate":
         from core.training.demo import evaluate_control, evaluate_demo, evaluate_detector
@@ -181,4 +204,4 @@ def run_stage(args: argparse.Namespace, config: ModelConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +12,17 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from core.config import ModelConfig
+from core.config import ModelConfig, with_variant
+from core.loading import Source
 from core.models.text_encoder import TextEncoder
 from core.models.unet import UNet
 from core.models.vae import AutoencoderKL
 from core.models.variants import AnyControlNet
-from core.weights.formats import OVER
+from core.training.controlled import ControlledUNet
+from core.weights import convert
+from core.weights.formats import OVER, open_tensors
+
+MODEL = "model.yaml"
 
 
 def _half(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -44,9 +50,7 @@ def export_base(config: ModelConfig, unet: UNet, vae: AutoencoderKL, text: TextE
     _save(tensors, path, config)
 
 
-def export_control(
-    config: ModelConfig, net: AnyControlNet, path: Path, over: Path | None = None
-) -> None:
+def export_control(config: ModelConfig, net: AnyControlNet, path: Path, over: Path | None = None) -> None:
     """Write one control-only file, without prefix.
 
     With ``over`` it holds only what differs from that file, which has to lie beside it.
@@ -56,6 +60,39 @@ def export_control(
         below = load_file(over)
         tensors = {key: value for key, value in tensors.items() if not torch.equal(value, below[key])}
     _save(tensors, path, config, over)
+
+
+def export_trained(source: Source, model: ControlledUNet, name: str, folder: Path, variant: str) -> Path:
+    """Write a trained control, and a model.yaml with which the page and ``load_pipeline`` find it.
+
+    NAME.safetensors holds the control alone; where the base's decoder was trained too, it holds that base and
+    the control. Return the path of the YAML file.
+    """
+    path = folder / f"{name}.safetensors"
+    config = copy.deepcopy(source.config)
+    unlocked = any(p.requires_grad for p in model.unet.parameters())
+    config.weights = path.name if unlocked else str(source.base.resolve())
+    config.controls = {**({} if unlocked else config.controls), name: path.name}
+    if unlocked:
+        _save(_with_base(source.base, model), path, with_variant(config, variant))
+    else:
+        export_control(with_variant(source.config, variant), model.net, path)
+    partial = folder / "model.partial"
+    OmegaConf.save(OmegaConf.structured(config), partial)
+    os.replace(partial, folder / MODEL)
+    return folder / MODEL
+
+
+def _with_base(base: Path, model: ControlledUNet) -> dict[str, Tensor]:
+    """Return the base's tensors under their published names, with the trained decoder, and the control."""
+    file = open_tensors(base)
+    tensors = _half(
+        {key: file.read(key).clone() for key in file.tensors if not key.startswith(convert.CONTROL)}, ""
+    )
+    own = {convert.UNET + key: value for key, value in model.unet.state_dict().items()}
+    trained = {convert.UNET + name for name, p in model.unet.named_parameters() if p.requires_grad}
+    tensors |= _half({key: own[key] for key in trained}, "")
+    return tensors | _half(model.net.state_dict(), convert.CONTROL)
 
 
 def load_average(module: torch.nn.Module, checkpoint: Path, prefix: str = "") -> None:

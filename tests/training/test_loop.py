@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -67,11 +68,12 @@ def test_a_torn_write_leaves_the_last_good_checkpoint(
     _train(tmp_path, 10, stop_after=4)
     good = (tmp_path / "checkpoint.pt").read_bytes()
 
-    def torn(state: object, path: Path) -> None:
-        Path(path).write_bytes(b"half a file")
+    def torn(state: object, file: BinaryIO) -> None:
+        file.write(b"half a file")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", torn)
     with pytest.raises(OSError, match="No space"):
         _train(tmp_path, 10, stop_after=2)
     assert (tmp_path / "checkpoint.pt").read_bytes() == good
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
