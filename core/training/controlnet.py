@@ -171,7 +171,7 @@ def prepare(run: ControlRun, source: Source, data: PairFolder, group: Processes)
     cpu = torch.device("cpu")
     networks = load_base(config, source.base, device=cpu, dtype=torch.float32)
     encoder = Encoder(networks, device, run.precision, leave=run.cache)
-    model = build_model(run, config, networks, device)
+    model = build_model(run, source, networks, device)
     batches = PairBatches(
         data,
         Share(run.batch, group.rank, group.count),
@@ -185,14 +185,14 @@ def prepare(run: ControlRun, source: Source, data: PairFolder, group: Processes)
 
 
 def build_model(
-    run: ControlRun, config: ModelConfig, networks: BaseNetworks, device: torch.device
+    run: ControlRun, source: Source, networks: BaseNetworks, device: torch.device
 ) -> ControlledUNet:
     """Make the locked base under its trainable copy, which begins as ``run.start`` where that is given."""
     torch.manual_seed(run.loop.seed)  # the hint block of a fresh copy is random
-    net: ControlNet = build_network(config, networks.unet)
+    net: ControlNet = build_network(source.config, networks.unet)
     if run.start is not None:
         cpu = torch.device("cpu")
-        net = load_control(config, run.start, device=cpu, dtype=torch.float32, unet=networks.unet)
+        net = load_control(source.config, run.start, device=cpu, dtype=torch.float32, base=source.base)
     model = ControlledUNet(
         networks.unet,
         net,

@@ -65,7 +65,7 @@ def measure(run: ControlRun) -> str:
     source, device = find_source(run.base), resolve_device(run.device)
     config = source.config
     networks = load_base(config, source.base, device=torch.device("cpu"), dtype=torch.float32)
-    model = build_model(run, config, networks, device)
+    model = build_model(run, source, networks, device)
     x_t, t, context, hint = sample_inputs(run, config, networks.vae.factor, device)
     inputs = (x_t, t, context)
     unet = model.unet

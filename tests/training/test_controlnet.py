@@ -421,7 +421,7 @@ def test_a_fresh_copy_does_not_change_the_loss(base: Path, circles: Path, tmp_pa
     networks = load_base(source.config, source.base, device=CPU, dtype=torch.float32)
     run = own_run(base, circles, tmp_path)
     batches = _batches(base, circles, tmp_path, 0.0)
-    model = build_model(run, source.config, networks, CPU)
+    model = build_model(run, source, networks, CPU)
     criterion = DiffusionLoss(source.config.schedule)
     with torch.no_grad():
         loss = loss_of(model, batches, criterion)(0, torch.Generator())
