@@ -17,7 +17,7 @@ BASE = "base."  # before the names of the base's parameters that are trained, in
 
 
 def build_network(config: ModelConfig, unet: UNet) -> AnyControlNet:
-    """Make the network that is trained: of the variant that ``config.control`` names, a copy of the encoder."""
+    """Make the network that is trained, of the variant that ``config.control`` names."""
     return control_class(config.control).from_unet(unet, config.control)
 
 

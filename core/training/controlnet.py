@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.config import ModelConfig
+from core.config import ModelConfig, with_variant
 from core.errors import SuiteError
 from core.loading import Source, find_source
-from core.models.controlnet import ControlNet
 from core.runtime.device import DTYPES, cpu_has_bfloat16
 from core.training.batches import Cache, Encoder, PairBatches, Share
 from core.training.controlled import BASE, ControlledUNet, build_network
@@ -39,15 +38,17 @@ ADAM_EPSILON = 1e-8  # torch's default, which the original keeps
 class ControlRun:
     """A checked command line: what to train, on what, and how.
 
-    ``size`` None is the base's own; ``validation`` None draws pairs of ``data``. ``decoder_rate`` is the
-    learning rate of the base's decoder where ``sd_locked`` is off. ``cache`` keeps latents and contexts on
-    disk, ``loop.offload`` the optimiser in main memory.
+    ``variant`` is a kind of ControlNet, as in the models' configs. ``size`` None is the base's own;
+    ``validation`` None draws pairs of ``data``. ``decoder_rate`` is the learning rate of the base's decoder
+    where ``sd_locked`` is off. ``cache`` keeps latents and contexts on disk, ``loop.offload`` the optimiser
+    in main memory.
     """
 
     base: str
     data: Path
     name: str
     loop: LoopConfig
+    variant: str = "full"
     batch: int = 4
     size: Size | None = None
     sd_locked: bool = True
@@ -120,7 +121,7 @@ def train_controlnet(run: ControlRun) -> bool:
         trainer = train(run, parts, group, board)
         if group.first:
             trainer.use_average()
-            written = export_trained(source, parts.model, run.name, run.output)
+            written = export_trained(source, parts.model, run.name, run.output, run.variant)
             print(_told(run, source, written, trainer))
         group.wait()
         return trainer.stopped
@@ -148,6 +149,7 @@ def check_run(run: ControlRun, source: Source, group: Processes) -> None:
     wanted: dict[str, Any] = {
         "base": f"{source.base.name}, {source.base.stat().st_size:,} bytes",
         "size": size,
+        "variant": run.variant,
         "start": str(run.start) if run.start else None,
     }
     path = run.output / RUN
@@ -189,7 +191,7 @@ def build_model(
 ) -> ControlledUNet:
     """Make the locked base under its trainable copy, which begins as ``run.start`` where that is given."""
     torch.manual_seed(run.loop.seed)  # the hint block of a fresh copy is random
-    net: ControlNet = build_network(source.config, networks.unet)
+    net = build_network(with_variant(source.config, run.variant), networks.unet)
     if run.start is not None:
         cpu = torch.device("cpu")
         net = load_control(source.config, run.start, device=cpu, dtype=torch.float32, base=source.base)

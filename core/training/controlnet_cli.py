@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from core.config import CONTROL_VARIANTS
 from core.runtime.device import resolve_device
 from core.training.circles import PALETTES, write_circles
 from core.training.controlnet import ADAM_EPSILON, PRECISIONS, ControlRun, resolve_precision, train_controlnet
@@ -53,6 +54,9 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--output", type=Path, required=True, metavar="DIR", help="the run's folder")
     group.add_argument("--name", help="of the control, such as canny (default: that of --output)")
+    group.add_argument(
+        "--variant", choices=CONTROL_VARIANTS, default="full", help="kind of network (default full)"
+    )
     group.add_argument(
         "--start", type=Path, metavar="FILE", help="go on from this ControlNet instead of a fresh copy"
     )
@@ -214,6 +218,7 @@ def control_run(args: argparse.Namespace) -> ControlRun:
         data=args.data,
         name=name,
         loop=loop,
+        variant=args.variant,
         batch=args.batch or (1 if low else 4),
         size=args.size,
         sd_locked=args.sd_locked,

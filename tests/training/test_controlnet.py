@@ -21,6 +21,7 @@ from core.errors import CheckpointMismatch, SuiteError
 from core.loading import find_source
 from core.models.controlnet import ControlNet
 from core.models.unet import UNet
+from core.models.variants import LiteControlNet
 from core.training.batches import Cache, Encoder, PairBatches, Share
 from core.training.controlled import BASE, ControlledUNet
 from core.training.controlnet import (
@@ -36,7 +37,7 @@ from core.training.diffusion import DiffusionLoss
 from core.training.loop import LoopConfig, Trainer
 from core.training.pairs import open_pairs
 from core.training.processes import Processes
-from core.weights.checkpoint import load_base
+from core.weights.checkpoint import load_base, load_control
 from tests.golden_networks import (
     MARGIN,
     SMALL_CONTROL,
@@ -240,6 +241,16 @@ def test_what_is_trained_loads_as_a_model_and_is_obeyed(base: Path, circles: Pat
         "step_00000002.png",
         "step_00000004.png",
     ]
+
+
+def test_a_lighter_network_is_trained_and_loads_as_what_it_is(
+    base: Path, circles: Path, tmp_path: Path
+) -> None:
+    train_controlnet(own_run(base, circles, tmp_path, variant="lite", steps=2))
+    source = find_source(tmp_path / "model.yaml")
+    assert source.config.control.variant == "full"  # that of the base's other controls
+    net = load_control(source.config, source.locate_control("own"), device=CPU, dtype=torch.float32)
+    assert isinstance(net, LiteControlNet)
 
 
 def test_an_unlocked_decoder_is_exported_with_the_base(base: Path, circles: Path, tmp_path: Path) -> None:
