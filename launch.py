@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apps import ALL, all_pages, controls_of, find_pages
+from apps.additions import Additions, add_options
 
 if TYPE_CHECKING:
     from apps.page.model import Model, Pipeline
@@ -82,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="Where the textual-inversion files are, used by writing their names; else ckpts/embeddings.",
     )
+    add_options(p)
     p.add_argument("--list", action="store_true", help="List the apps and stop.")
     return p
 
@@ -131,6 +133,7 @@ def _model(args: argparse.Namespace, controls: Sequence[str]) -> Model:
     """Say which model draws; nothing is loaded yet."""
     from apps.page.model import Model, choose, describe
 
+    additions = Additions.read(args)
     name = choose(args.model, controls)
     title, resolution, cfg_scale = describe(name)
 
@@ -144,6 +147,9 @@ def _model(args: argparse.Namespace, controls: Sequence[str]) -> Model:
             low_vram=args.low_vram,
             clip_skip=args.clip_skip,
             embeddings=args.embeddings,
+            loras=additions.loras,
+            vae=additions.vae,
+            transfer_from=additions.transfer_from,
         )
 
     return Model(name, title, resolution, load, cfg_scale)

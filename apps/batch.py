@@ -137,7 +137,7 @@ def _told_changed(planned: Plan, options: Options) -> str:
 
 
 def _drawing(options: Options, work: Work) -> Drawing:
-    return Drawing(work, options.model, lambda: _load(options), options.clip_skip)
+    return Drawing(work, options.model, lambda: _load(options), options.clip_skip, options.additions)
 
 
 def _load(options: Options) -> Pipeline:
@@ -150,6 +150,9 @@ def _load(options: Options) -> Pipeline:
         low_vram=options.low_vram,
         clip_skip=options.clip_skip,
         embeddings=options.embeddings,
+        loras=options.additions.loras,
+        vae=options.additions.vae,
+        transfer_from=options.additions.transfer_from,
     )
 
 

@@ -43,7 +43,14 @@ _CONTROLS_BY_WORD = {
     "scribble": "scribble",
     "seg": "seg",
 }
-_EXTRA_LABELS = {"clip_skip": "Clip skip"}
+_EXTRA_LABELS = {
+    "clip_skip": "Clip skip",
+    "vae": "VAE",
+    "loras": "LoRAs",
+    "transfer_from": "ControlNet moved from",
+}
+_EXTRAS_BY_LABEL = {label: name for name, label in _EXTRA_LABELS.items()}
+_EXTRA_OPTIONS = {"vae": "--vae", "loras": "--lora", "transfer_from": "--transfer-control"}
 _NAME = re.compile(r"[\s,]*([^:,\"]+?)\s*:\s*")
 _UNIT_PAIR = re.compile(r"\s*([^:,]+?)\s*:\s*(\([^)]*\)|[^,]*)")
 _GUESS = "ControlNet is more important"
@@ -117,9 +124,15 @@ def format_parameters(
 def notes_on(extra: Mapping[str, object]) -> tuple[str, ...]:
     """Say what a picture's ``extra`` asks for that the page cannot set."""
     clip_skip = str(extra.get("clip_skip", "1"))
-    return () if clip_skip == "1" else (
-        f"It was made with clip skip {clip_skip[:10]}: start with --clip-skip for the same.",
-    )
+    notes = []
+    if clip_skip != "1":
+        notes.append(f"It was made with clip skip {clip_skip[:10]}: start with --clip-skip for the same.")
+    for name, option in _EXTRA_OPTIONS.items():
+        told = str(extra.get(name) or "")
+        if told:
+            label = _EXTRA_LABELS[name]
+            notes.append(f"It was made with {label} {told[:80]}: start with {option} for the same.")
+    return tuple(notes)
 
 
 def _number(value: float) -> str:
@@ -201,8 +214,8 @@ def _take_pair(name: str, value: str, found: Found) -> None:
             found.size = size
         else:
             found.notes.append(f"The size {value[:40]} was left out: sides must be multiples of 64.")
-    elif name == _EXTRA_LABELS["clip_skip"]:
-        found.notes += notes_on({"clip_skip": value})
+    elif name in _EXTRAS_BY_LABEL:
+        found.notes += notes_on({_EXTRAS_BY_LABEL[name]: value})
     elif name in _NUMBERS:
         field_name, low, high, whole = _NUMBERS[name]
         number = _bounded(value, low, high, whole)

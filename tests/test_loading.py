@@ -232,3 +232,124 @@ def test_traits_of_controls_must_name_controls(tmp_path: Path) -> None:
 def test_shuffle_is_pooled_and_inpaint_masked_in_stable_diffusion() -> None:
     config = core.config.load_config("sd15")
     assert (config.pooled_controls, config.masked_controls) == (["shuffle"], ["inpaint"])
+
+
+def moved(name: str, seed: int) -> nn.Module:
+    """The tiny base's or a control's network with other weights."""
+    net = tiny_networks(CONFIG).unet if name == "unet" else tiny_networks(CONFIG).vae
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in net.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return net
+
+
+def write_lora(path: Path) -> Path:
+    """A LoRA for two layers of the tiny model, strong enough to be seen."""
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for layer, out, inner in (
+        ("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q", 64, 64),
+        ("lora_te_text_model_encoder_layers_0_self_attn_v_proj", 32, 32),
+    ):
+        state[f"{layer}.lora_down.weight"] = torch.randn(4, inner, generator=generator)
+        state[f"{layer}.lora_up.weight"] = torch.randn(out, 4, generator=generator)
+    save_file(state, path)
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_loras_change_the_pictures_are_told_with_them_and_come_off_without_a_trace(
+    files: Files, tmp_path: Path, dtype: str
+) -> None:
+    yaml, path = write_yaml(tmp_path / "tiny.yaml", CONFIG), write_lora(tmp_path / "style.safetensors")
+    pipe = load_pipeline(yaml, device="cpu", dtype=dtype, registry=files, loras=[f"{path}:0.8"])
+    styled = pipe(REQUEST)
+    assert styled.extra["loras"] == "style:0.8"
+    pipe.set_loras([])
+    bare = pipe(REQUEST)
+    plain = load_pipeline(yaml, device="cpu", dtype=dtype, registry=files)
+    assert np.array_equal(bare.images[0], plain(REQUEST).images[0]) and "loras" not in bare.extra
+    assert not np.array_equal(bare.images[0], styled.images[0])
+    pipe.set_loras([path])
+    pipe.set_loras([f"{path}:0.8"])
+    assert np.array_equal(pipe(REQUEST).images[0], styled.images[0])
+
+
+def test_a_lora_leaves_a_control_that_is_a_difference_to_the_base_as_it_is(
+    files: Files, tmp_path: Path
+) -> None:
+    unet, control = tiny_networks(CONFIG).unet.state_dict(), tiny_control(CONFIG, "canny").state_dict()
+    difference = {key: value - unet[key] if key in unet else value for key, value in control.items()}
+    save_file(difference | {"difference": torch.ones(())}, files.folder / "tiny_canny.safetensors")
+    yaml = write_yaml(tmp_path / "tiny.yaml", CONFIG)
+    lora = write_lora(tmp_path / "style.safetensors")
+    nets = []
+    for loras in ([], [lora]):
+        pipe = load_pipeline(yaml, device="cpu", dtype="float32", registry=files, loras=loras)
+        nets.append(pipe._cache.get(["canny"])["canny"].state_dict())
+    assert all(torch.equal(value, nets[1][key]) for key, value in nets[0].items())
+
+
+def test_a_wrong_lora_is_told_and_the_pipeline_draws_on(files: Files, tmp_path: Path) -> None:
+    yaml = write_yaml(tmp_path / "tiny.yaml", CONFIG)
+    bad = tmp_path / "bad.safetensors"
+    save_file({"lora_te2_text_model_x.lora_down.weight": torch.zeros(4, 1280)}, bad)
+    with pytest.raises(CheckpointMismatch, match="a LoRA for SDXL; needed is a LoRA for Tiny test model"):
+        load_pipeline(yaml, device="cpu", dtype="float32", registry=files, loras=[bad])
+    pipe = load_pipeline(yaml, device="cpu", dtype="float32", registry=files)
+    before = pipe(REQUEST).images[0]
+    with pytest.raises(CheckpointMismatch, match="bad.safetensors"):
+        pipe.set_loras([bad])
+    with pytest.raises(ValueError, match="the weight of bad.safetensors is 99"):
+        pipe.set_loras([f"{bad}:99"])
+    assert np.array_equal(pipe(REQUEST).images[0], before)
+    with pytest.raises(ValueError, match="cannot take LoRAs"):
+        tiny_pipeline().set_loras([])
+
+
+def test_another_autoencoder_draws_and_is_told(files: Files, tmp_path: Path) -> None:
+    yaml, path = write_yaml(tmp_path / "tiny.yaml", CONFIG), tmp_path / "other.vae.safetensors"
+    save_file(keyed(moved("vae", 1), ""), path)
+    pipe = load_pipeline(yaml, device="cpu", dtype="float32", registry=files, vae=path)
+    result = pipe(REQUEST)
+    assert result.extra["vae"] == "other.vae.safetensors"
+    expected = tiny_pipeline()
+    expected.networks.vae.load_state_dict(moved("vae", 1).state_dict())
+    assert np.array_equal(result.images[0], expected(REQUEST).images[0])
+    with pytest.raises(CheckpointMismatch, match="needed is an autoencoder"):
+        load_pipeline(yaml, registry=files, vae=files.folder / "tiny_canny.safetensors")
+
+
+def test_controls_are_moved_to_the_model_that_draws_when_asked(
+    files: Files, named_demo: None, tmp_path: Path
+) -> None:
+    state = base_state() | keyed(moved("unet", 2), "model.diffusion_model.")
+    path = tmp_path / "other.safetensors"
+    save_file(state, path, metadata={"format": "controlnet-suite", "config": "name: demo"})
+    pipe = load_pipeline(
+        path,
+        device="cpu",
+        dtype="float32",
+        registry=files,
+        transfer_from=files.folder / "tiny.safetensors",
+    )
+    got = pipe._cache.get(["canny"])["canny"].state_dict()
+    old, new = tiny_networks(CONFIG).unet.state_dict(), moved("unet", 2).state_dict()
+    for key, value in tiny_control(CONFIG, "canny").state_dict().items():
+        assert torch.equal(got[key], value + new[key] - old[key] if key in new else value), key
+    assert pipe(REQUEST).extra["transfer_from"] == "tiny.safetensors"
+    usual = load_pipeline(path, device="cpu", dtype="float32", registry=files)
+    unmoved = usual._cache.get(["canny"])["canny"].state_dict()
+    assert all(torch.equal(unmoved[k], v) for k, v in tiny_control(CONFIG, "canny").state_dict().items())
+    with pytest.raises(WeightsMissing, match="nowhere.ckpt: no such file. Give the base model"):
+        load_pipeline(path, registry=files, transfer_from="nowhere.ckpt")
+
+
+def test_a_control_is_not_moved_to_where_it_grew(files: Files, named_demo: None, tmp_path: Path) -> None:
+    path = tmp_path / "control_own.safetensors"
+    state = base_state() | keyed(tiny_control(CONFIG, "own"), "control_model.")
+    save_file(state, path, metadata={"format": "controlnet-suite", "config": "name: demo"})
+    for source in (path, files.folder / "tiny.safetensors"):
+        pipe = load_pipeline(path, device="cpu", dtype="float32", registry=files, transfer_from=source)
+        got = pipe._cache.get(["own"])["own"].state_dict()
+        assert all(torch.equal(got[k], v) for k, v in tiny_control(CONFIG, "own").state_dict().items())

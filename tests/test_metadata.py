@@ -393,3 +393,17 @@ def test_clip_skip_is_written_and_read_back_as_a_remark(tmp_path: Path) -> None:
         assert stored.prompt == request.prompt
         assert "--clip-skip" in stored.notes[0]
     assert read_parameters("x\nSteps: 20, Seed: 1, Clip skip: 1").notes == ()
+
+
+def test_what_was_put_onto_the_model_is_written_and_read_back_as_remarks(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    extra = {"vae": "other.vae.pt", "loras": "style:0.8, hand:1", "transfer_from": "v1-5.ckpt"}
+    save_png(PICTURE, file, Request("a cat", size=(64, 64)), seed=1, model="demo", extra=extra)
+    with Image.open(file) as image:
+        text = str(image.info["parameters"])
+    assert "VAE: other.vae.pt" in text and 'LoRAs: "style:0.8, hand:1"' in text
+    for stored in (read_request(file), read_parameters(text)):
+        assert len(stored.notes) == 3
+        for note, words in zip(stored.notes, ("--vae", "--lora", "--transfer-control"), strict=True):
+            assert words in note
+        assert "style:0.8, hand:1" in stored.notes[1]

@@ -11,6 +11,7 @@ from typing import Any
 import annotators
 from annotators.base import Checkbox, Slider
 from apps import all_apps, find_apps
+from apps.additions import Additions, add_options
 from apps.page.model import choose, describe
 from apps.page.settings import DETECT, Choice, Number, Setting, Text, declare, parse
 from apps.spec import App
@@ -44,6 +45,7 @@ class Options:
     low_vram: bool
     clip_skip: int | None
     embeddings: Path | None
+    additions: Additions
     declared: tuple[Setting, ...]
     values: Mapping[str, Any]
 
@@ -70,12 +72,12 @@ def parse_options(arguments: Sequence[str] | None = None) -> tuple[argparse.Argu
     if app is None:
         cli.error(f"--app is missing: give one of {', '.join(a.name for a in all_apps())}.")
     values = {setting.name: getattr(args, setting.name) for setting in declared}
-    options = Options(
-        app, args.input, args.output, args.prompt, args.prompts, args.recursive, args.limit, args.overwrite,
-        args.maps_only, args.pose_json, model, args.device, args.dtype, args.low_vram,
-        args.clip_skip, args.embeddings, declared, values,
-    )  # fmt: skip
     try:
+        options = Options(
+            app, args.input, args.output, args.prompt, args.prompts, args.recursive, args.limit,
+            args.overwrite, args.maps_only, args.pose_json, model, args.device, args.dtype, args.low_vram,
+            args.clip_skip, args.embeddings, Additions.read(args), declared, values,
+        )  # fmt: skip
         check(options)
     except ValueError as error:
         cli.error(str(error))
@@ -191,6 +193,7 @@ def _add_model(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--embeddings", type=_folder, metavar="DIR", help="Where the textual-inversion files are."
     )
+    add_options(p)
 
 
 def _folder(text: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotators.base import Annotation
+from apps.additions import Additions
 from apps.batching.files import OF_REQUEST, read_map_facts, read_picture_facts, replacing, save_map
 from apps.batching.pictures import Picture, Prompts, read_json_lines
 from apps.batching.run import Facts, Job, OnStep
@@ -72,6 +73,7 @@ class Drawing:
     model: str
     load: Callable[[], Pipeline]
     clip_skip: int | None = None
+    additions: Additions = field(default_factory=Additions)
     pipeline: Pipeline | None = None
 
     def prepare(self) -> Pipeline:
@@ -106,6 +108,7 @@ class Drawing:
             "base_model": Path(self.model).name,
             "detector_weights": self.work.weights,
             "clip_skip": self.clip_skip,
+            **self.additions.facts(),
         }
         return {**stored_settings(self.work.app, settings), **extra}
 

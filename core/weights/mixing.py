@@ -56,13 +56,14 @@ class LoraMixer:
         log.info("LoRAs: %s.", loras_text(loras) or "none")
 
 
-@torch.inference_mode(False)  # weights made there could not be moved later
-@torch.no_grad()
 def put(network: nn.Module, name: str, value: Tensor) -> None:
     """Give the tensor ``name`` of a network another value, in its own number format and place."""
     owner, _, attribute = name.rpartition(".")
     layer = network.get_submodule(owner)
     if isinstance(layer, Packed) and attribute == "weight":
-        layer.pack(value.to(layer.packed.dtype))
+        with torch.inference_mode(layer.packed.is_inference()):
+            layer.pack(value.to(layer.packed.dtype))
         return
-    getattr(layer, attribute).copy_(value)
+    weight: Tensor = getattr(layer, attribute)
+    with torch.inference_mode(weight.is_inference()), torch.no_grad():
+        weight.copy_(value)

@@ -98,9 +98,7 @@ def control_title(variant: str) -> str:
     return "a ControlNet" if variant == "full" else f"a ControlNet of the variant {variant!r}"
 
 
-def _kind(
-    tensors: Mapping[str, TensorInfo], family: str | None, model: str, variant: str
-) -> tuple[str, str]:
+def _kind(tensors: Mapping[str, TensorInfo], family: str | None, model: str, variant: str) -> tuple[str, str]:
     control = _any(tensors, CONTROL) or _any(tensors, "zero_convs.")
     if is_difference(tensors) and control:
         return "control_difference", f"the difference of a ControlNet for {model} to its base model"

@@ -8,6 +8,7 @@ import pytest
 import launch
 from apps import all_pages
 from apps.page import model as models
+from core.additions import Lora
 
 
 def test_every_flag_has_a_sentence_of_help() -> None:
@@ -15,6 +16,7 @@ def test_every_flag_has_a_sentence_of_help() -> None:
     flags = {option for action in actions for option in action.option_strings}
     assert flags == {
         *("--app", "--model", "--device", "--dtype", "--host", "--port", "--share", "--auth"),
+        *("--lora", "--vae", "--transfer-control"),
         *("--low-vram", "--clip-skip", "--embeddings", "--list"),
     }
     for action in actions:
@@ -45,6 +47,12 @@ def test_list_prints_the_apps(capsys: pytest.CaptureFixture[str]) -> None:
         (["--model", "sd16"], "no such model"),
         (["--model", "/nowhere/model.safetensors"], "no such file"),
         (["--dtype", "int4"], "invalid choice"),
+        (
+            ["--model", "demo", "--lora", "/nowhere/style.safetensors:0.8"],
+            "--lora /nowhere/style.safetensors: ",
+        ),
+        (["--model", "demo", "--lora", "x.safetensors:80"], "the weight of x.safetensors is 80"),
+        (["--model", "demo", "--vae", "/nowhere/vae.ckpt"], "--vae /nowhere/vae.ckpt: there is no such file"),
     ],
 )
 def test_a_wrong_argument_says_what_is_allowed(
@@ -113,11 +121,18 @@ def test_arguments_reach_the_page_and_the_pipeline(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(apps.ui, "serve", serve)
     monkeypatch.setattr(core, "load_pipeline", load_pipeline, raising=False)
     arguments = "--app canny --model demo --device cpu --dtype float32 --host 0.0.0.0 --port 8001 --low-vram"
-    words = ["--clip-skip", "2", "--embeddings", str(tmp_path)]
+    words = ["--clip-skip", "2", "--embeddings", str(tmp_path), "--transfer-control", "sd15"]
+    for name in ("style", "hand"):
+        (tmp_path / f"{name}.safetensors").touch()
+        words += ["--lora", f"{tmp_path}/{name}.safetensors:0.5"]
+    words += ["--vae", f"{tmp_path}/hand.safetensors"]
     assert launch.main([*arguments.split(), *words, "--auth", "ann:se:cret"]) == 0
     assert seen["model"].wait(10)
     assert seen["apps"] == ["canny"] and seen["blocked"]
-    told = {"device": "cpu", "dtype": "float32", "low_vram": True, "clip_skip": 2, "embeddings": tmp_path}
+    told: dict[str, Any] = {"device": "cpu", "dtype": "float32", "low_vram": True}
+    told |= {"clip_skip": 2, "embeddings": tmp_path}
+    told["loras"] = tuple(Lora(tmp_path / f"{name}.safetensors", 0.5) for name in ("style", "hand"))
+    told |= {"vae": tmp_path / "hand.safetensors", "transfer_from": "sd15"}
     assert seen["load"] == ("demo", told)
     assert seen["serve"] == {"host": "0.0.0.0", "port": 8001, "share": False, "auth": ("ann", "se:cret")}
 

@@ -124,6 +124,24 @@ def test_other_settings_are_told_and_nothing_is_touched(
     assert "2 of the pictures were made otherwise" in told and said in told and "--overwrite" in told
 
 
+def test_loras_and_autoencoders_are_settings_too(
+    run: Batch, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    style, vae = tmp_path / "style.safetensors", tmp_path / "other.vae.safetensors"
+    for path in (style, vae):
+        path.touch()
+    arguments = ("--lora", f"{style}:0.8", "--vae", str(vae))
+    assert run("--limit", "1", *arguments) == 0
+    assert run("--limit", "1", *arguments) == 0 and "skipped 1" in capsys.readouterr().out
+    assert run("--limit", "1", "--lora", str(style)) == 1
+    told = capsys.readouterr().err
+    assert "loras was “style:0.8”, now “style:1”" in told and "vae was “other.vae.safetensors”" in told
+    assert run("--limit", "1") == 1
+    with pytest.raises(SystemExit):
+        run("--lora", str(tmp_path / "none.safetensors"))
+    assert "there is no such file" in capsys.readouterr().err
+
+
 def test_overwrite_makes_again_only_what_was_made_otherwise(
     run: Batch, photos: Path, out: Path, pipelines: list[FakePipeline]
 ) -> None:
