@@ -61,6 +61,7 @@ def load_pipeline(
     loras: Sequence[str | Path | Lora] = (),
     vae: str | Path | None = None,
     transfer_from: str | Path | None = None,
+    strips: bool | None = None,
 ) -> ControlNetPipeline:
     """Load a base model; its ControlNets are loaded when first used.
 
@@ -80,6 +81,7 @@ def load_pipeline(
         transfer_from: the base model, by name or file, that the ControlNets were trained on: moves each from
             there to this one, as `python -m core.weights transfer` does. One that comes in the checkpoint
             itself stays.
+        strips: whether to decode strip by strip; by default with low_vram, and where a side is above 1024 px.
 
     Raises:
         ValueError: there is no such model, device, dtype, layer or folder.
@@ -115,6 +117,7 @@ def load_pipeline(
         mixer=mixer,
         vae=None if vae is None else Path(vae).name,
         transfer_from=None if trained_on is None else trained_on.name,
+        strips=strips,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,13 +17,14 @@ from core.additions import Lora, loras_text
 from core.config import ModelConfig
 from core.errors import SuiteError, WeightsMissing
 from core.images import hint_to_tensor, to_uint8
+from core.models.strips import decode_in_strips
 from core.models.variants import AnyControlNet
 from core.prompts.embeddings import Embeddings
 from core.prompts.encode import encode_prompts
 from core.request import ControlUnit, Progress, Request, Result
 from core.runtime.control_cache import DEFAULT_BUDGET, ControlCache
 from core.runtime.device import vae_dtype
-from core.runtime.placement import Placement
+from core.runtime.placement import Hold, Placement
 from core.sampling.guidance import GuidedDenoiser, check_finite, is_active, prepare_control, text_rows
 from core.sampling.noise import ImageNoise, image_seeds
 from core.sampling.preview import LatentPreview, Throttle
@@ -34,6 +35,8 @@ from core.weights.checkpoint import BaseNetworks
 from core.weights.mixing import LoraMixer
 
 MASKED = 127  # above, a pixel of the mask counts as covered
+STRIPS_ABOVE = 1024  # px on a side
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -61,6 +64,7 @@ class ControlNetPipeline:
         mixer: LoraMixer | None = None,
         vae: str | None = None,
         transfer_from: str | None = None,
+        strips: bool | None = None,
     ) -> None:
         """Take networks that are loaded, and a way to load ControlNets.
 
@@ -77,6 +81,8 @@ class ControlNetPipeline:
             mixer: puts LoRAs on ``base``; without one there can be none.
             vae: the name of the file that the autoencoder is from, where that is not the base model's.
             transfer_from: the name of the base model that the ControlNets were moved from, if they were.
+            strips: whether to decode pictures strip by strip, in less memory; by default with ``low_vram``,
+                and where a side is above 1024 px.
 
         Raises:
             ValueError: there is no such folder.
@@ -98,6 +104,7 @@ class ControlNetPipeline:
         self._embeddings = Embeddings(embeddings, width=config.text.width, title=config.title)
         self._mixer = mixer
         self._told = {"vae": vae, "transfer_from": transfer_from}
+        self._strips = strips
         self._preview: LatentPreview | None = None
         # Not an RLock: a generator may be resumed, and so release it, in another thread.
         self._lock = threading.Lock()
@@ -227,13 +234,14 @@ class ControlNetPipeline:
         factor = self.networks.vae.factor
         shape = (self.config.unet.in_channels, height // factor, width // factor)
         noise = ImageNoise(image_seeds(request.seed, request.num_samples), shape, self.device)
-        x_0 = self._encode_init(request)
-        with self._placement.in_use(self.networks.unet, *nets.values()):
-            denoiser = self._denoiser(request, context, [(nets[unit.control], unit) for unit in units])
+        x_0, unet = self._encode_init(request), self.networks.unet
+        with self._placement.changing() as hold:
+            denoiser = self._denoiser(request, context, [(nets[unit.control], unit) for unit in units], hold)
             states = self._states(request, denoiser, x_0, noise)
             busy = 0.0
-            for _ in range(steps):
+            for i in range(steps):
                 resumed = time.perf_counter()
+                hold([unet, *_computing(nets, units, i, steps)])
                 state = next(states)
                 check_finite(state.x_t, f"after step {state.step} of {steps}", self.dtype)
                 busy += time.perf_counter() - resumed
@@ -271,19 +279,27 @@ class ControlNetPipeline:
             return encode_prompts(self.networks.text, prompts, self._embeddings).to(self.dtype)
 
     def _denoiser(
-        self, request: Request, context: Tensor, controls: Sequence[tuple[AnyControlNet, ControlUnit]]
+        self,
+        request: Request,
+        context: Tensor,
+        controls: Sequence[tuple[AnyControlNet, ControlUnit]],
+        hold: Hold,
     ) -> GuidedDenoiser:
-        """Compute what stays the same over the steps of ``request``."""
+        """Compute what stays the same over the steps of ``request``, with one network at a time."""
         count = request.num_samples
         seen = context[:1] if request.guess_mode else context
+        prepared = []
+        for net, unit in controls:
+            hold([net])
+            prepared.append(
+                prepare_control(net, unit, self._hint(unit, request), seen, count, self._is_pooled(unit))
+            )
+        hold([self.networks.unet])
         return GuidedDenoiser(
             unet=self.networks.unet,
             schedule=self._schedule,
             context_kv=text_rows(self.networks.unet, context, count),
-            controls=[
-                prepare_control(net, unit, self._hint(unit, request), seen, count, self._is_pooled(unit))
-                for net, unit in controls
-            ],
+            controls=prepared,
             cfg_scale=request.cfg_scale,
             guess_mode=request.guess_mode,
             steps=request.walked_steps,
@@ -313,10 +329,17 @@ class ControlNetPipeline:
         images: list[NDArray[np.uint8]] = []
         with self._placement.in_use(vae):
             for x_0 in latents.to(self._vae_dtype).split(1):
-                picture = vae.decode(x_0.contiguous(memory_format=torch.channels_last))
+                picture = self._decode_one(x_0.contiguous(memory_format=torch.channels_last))
                 check_finite(picture, "after decoding", self._vae_dtype)
                 images += to_uint8(picture)
         return tuple(images)
+
+    def _decode_one(self, x_0: Tensor) -> Tensor:
+        vae = self.networks.vae
+        strips = self._strips
+        if strips is None:
+            strips = self._placement.low_vram or max(x_0.shape[2:]) * vae.factor > STRIPS_ABOVE
+        return decode_in_strips(vae, x_0, rest=self._placement.rest_device) if strips else vae.decode(x_0)
 
 
 def _finish(request: Request, images: tuple[NDArray[np.uint8], ...]) -> tuple[NDArray[np.uint8], ...]:
@@ -330,3 +353,11 @@ def _finish(request: Request, images: tuple[NDArray[np.uint8], ...]) -> tuple[ND
 def _acts(unit: ControlUnit, steps: int) -> bool:
     """Say whether ``unit`` changes anything; if not, its ControlNet is not even loaded."""
     return unit.strength > 0.0 and any(is_active(unit.start, unit.end, i, steps) for i in range(steps))
+
+
+def _computing(
+    nets: Mapping[str, AnyControlNet], units: Sequence[ControlUnit], step_index: int, steps: int
+) -> list[AnyControlNet]:
+    """Return the ControlNets that compute in a step (from 0), each once."""
+    acting = [nets[u.control] for u in units if is_active(u.start, u.end, step_index, steps)]
+    return [net for net in dict.fromkeys(acting) if not net.static]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 Move = Callable[[nn.Module, torch.device], object]
+Hold = Callable[[Sequence[nn.Module]], None]
 
 
 def move_module(module: nn.Module, device: torch.device) -> None:
@@ -31,15 +32,33 @@ class Placement:
     @contextmanager
     def in_use(self, *modules: nn.Module) -> Iterator[None]:
         """Have ``modules`` on the device inside the block; with ``low_vram`` only there."""
-        if not self.low_vram:
+        with self.changing() as hold:
+            hold(modules)
             yield
-            return
-        try:
-            for module in modules:
-                self._move(module, self.device)
-            yield
-        finally:
-            for module in modules:
+
+    @contextmanager
+    def changing(self) -> Iterator[Hold]:
+        """Give a function that has the modules it is called with on the device, until it is called again.
+
+        With ``low_vram`` the others of these go back at once, and all of them at the end of the block.
+        """
+        here: list[nn.Module] = []
+
+        def hold(modules: Sequence[nn.Module]) -> None:
+            if not self.low_vram:
+                return
+            gone = [module for module in here if module not in modules]
+            for module in gone:
                 self._move(module, self.rest_device)
-            if self.device.type == "cuda":
+                here.remove(module)
+            if gone and self.device.type == "cuda":
                 torch.cuda.empty_cache()
+            for module in modules:
+                if module not in here:
+                    here.append(module)  # first: a move that fails half way is undone too
+                    self._move(module, self.device)
+
+        try:
+            yield hold
+        finally:
+            hold(())
