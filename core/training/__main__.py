@@ -72,10 +72,15 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--base", type=Path, default=CKPTS / "base.safetensors", help="the file")
     sub = _stage(commands, "export", "write the trained base to --ckpts")
     sub.add_argument("--ckpts", type=Path, default=CKPTS, help="folder of the exported files")
+    sub = commands.add_parser("classifier", help="train the judge of words, which evaluate asks")
+    sub.add_argument("--runs", type=Path, default=RUNS, help="folder that holds the runs' checkpoints")
+    sub.add_argument("--minutes", type=float, help="end this run after so long; the next one resumes")
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
     sub = commands.add_parser("evaluate", help="measure the bundled demo model on held-out scenes")
     sub.add_argument("--count", type=int, default=256, help="scenes (default 256)")
     sub.add_argument("--steps", type=int, default=20, help="sampling steps (default 20)")
     sub.add_argument("--sheet", type=Path, help="PNG of the first scenes: scene, hint, result")
+    sub.add_argument("--runs", type=Path, default=RUNS, help="folder that holds the judge of words")
     sub.add_argument("--control", help="measure only how well this control is obeyed")
     sub.add_argument("--detector", help="measure only this detector: depth, normal, pose or segmentation")
     add_commands(commands)
@@ -114,9 +119,13 @@ def _run_demo(args: argparse.Namespace) -> None:
         if args.control is not None:
             print(evaluate_control(args.control, args.count, args.steps, args.sheet))
             return
-        report = evaluate_demo(args.count, args.steps, args.sheet)
-        print(report.table())
-        print(f"\n{report.seconds_per_picture:.2f} s a picture")
+        print(evaluate_demo(args.count, args.steps, args.runs, args.sheet))
+        return
+    if args.command == "classifier":
+        from core.runtime.device import resolve_device
+        from core.training.demo import train_judge
+
+        print(train_judge(args.runs, args.minutes, resolve_device(args.device)))
         return
     if args.command == "render":
         from core.training.data import render

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -13,7 +14,6 @@ from core.models.vae import AutoencoderKL
 from core.training.base import START, Denoiser, load_text
 from core.training.control import SceneControlBatches, train_control
 from core.training.data import cache_latents
-from core.training.evaluate import Report, evaluate
 from core.training.export import export_base, export_control, load_average
 from core.training.loop import LoopConfig
 from core.training.start import begin_with, load_start
@@ -85,42 +85,64 @@ def export_demo_base(config: ModelConfig, vae_run: Path, base_run: Path, output:
     export_base(config, base.unet, load_vae(config, vae_run), base.text, output)
 
 
-def evaluate_demo(count: int, steps: int, sheet: Path | None) -> Report:
-    """Evaluate the bundled demo model; ``sheet`` is where a picture of the first scenes goes."""
-    from core.loading import load_pipeline
+def evaluate_demo(count: int, steps: int, runs: Path, picture: Path | None) -> str:
+    """Return Markdown tables of the bundled demo model's figures; ``picture`` is where a sheet goes.
 
-    report = evaluate(load_pipeline("demo"), known_sprites(), count, steps=steps)
-    if sheet is not None:
-        rows = [np.hstack([s.image, 255 - hint_rgb(h), p]) for s, h, p in report.examples]
-        half = (len(rows) + 1) // 2
-        rows += [np.full_like(rows[0], 255)] * (2 * half - len(rows))
-        picture = np.hstack([np.vstack(rows[:half]), np.vstack(rows[half:])])
-        cv2.imwrite(str(sheet), picture[:, :, ::-1])
-    return report
+    The judge of words is kept in ``runs``; it is trained first where it is not there.
+    """
+    from core.loading import load_pipeline
+    from core.training.classifier import load_or_train
+    from core.training.evaluate import evaluate
+
+    library = known_sprites()
+    judge = load_or_train(library, runs, torch.device("cpu"))
+    report = evaluate(load_pipeline("demo"), library, judge, count, steps=steps)
+    if picture is not None:
+        _write_sheet(picture, [triple for found in report.controls for triple in found.examples[:4]])
+    return report.table()
+
+
+def train_judge(runs: Path, loop_minutes: float | None, device: torch.device) -> str:
+    """Train the classifier on the sprites that the base knows; return how often it is right itself."""
+    from core.training.classifier import accuracy, load_or_train, single_things
+
+    library = known_sprites()
+    net = load_or_train(library, runs, device, minutes=loop_minutes)
+    scenes = single_things(library, 256)
+    right = accuracy(net, scenes, [scene.image for scene in scenes])
+    return f"{right:.1%} of 256 held-out scenes of one thing, among {len(net.names)} things"
 
 
 def evaluate_control(control: str, count: int, steps: int, picture: Path | None) -> str:
-    """Return a Markdown table that tells how well ``control`` of the bundled demo model is obeyed."""
-    from core.loading import load_pipeline
-    from core.training.evaluate_controls import HEADER, obedience, sheet
+    """Return a Markdown table that tells how well ``control`` of the bundled demo model is obeyed.
 
-    found = obedience(load_pipeline("demo"), known_sprites(), control, count, steps=steps)
+    Raises:
+        ValueError: the model has no such control; lists those it has.
+        WeightsMissing: the control's detector is not on this computer; says how to get it.
+    """
+    from core.loading import load_pipeline
+    from core.training.evaluate_controls import HEADER, Drawn, obedience
+
+    pipe = load_pipeline("demo")
+    if control not in pipe.controls:
+        raise ValueError(f"control is {control!r}: give one of {', '.join(pipe.controls)}.")
+    found = obedience(Drawn(pipe, known_sprites(), count, steps), control)
     if picture is not None:
-        cv2.imwrite(str(picture), sheet(found.examples)[:, :, ::-1])
+        _write_sheet(picture, found.examples)
     return f"{HEADER}\n{found.row()}"
 
 
 def evaluate_detector(detector: str, count: int, picture: Path | None) -> str:
     """Return a Markdown table that tells how well a detector does on held-out scenes."""
     from core.training.detectors.evaluate import measure
-    from core.training.evaluate_controls import triples_sheet
 
     found = measure(detector, SpriteLibrary.load(), count)
     if picture is not None:
-        cv2.imwrite(str(picture), triples_sheet(found.examples)[:, :, ::-1])
+        _write_sheet(picture, found.examples)
     return found.table()
 
 
-def hint_rgb(hint: np.ndarray) -> np.ndarray:
-    """Return (H, W, 3) uint8 of a one-channel hint (H, W)."""
-    return np.repeat(hint[:, :, None], 3, axis=2)
+def _write_sheet(path: Path, triples: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
+    from core.training.evaluate_controls import sheet
+
+    cv2.imwrite(str(path), sheet(triples)[:, :, ::-1])

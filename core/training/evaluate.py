@@ -2,44 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from core.errors import WeightsMissing
+from core.models.controlnet import ControlNet
 from core.models.vae import AutoencoderKL
 from core.pipeline import ControlNetPipeline
 from core.request import ControlUnit, Request
+from core.training.classifier import Classifier, accuracy, single_things
 from core.training.data import to_tensor
+from core.training.evaluate_controls import HEADER, Drawn, Obedience, obedience
+from core.training.hints import CONTROLS, in_colour, plain_hint
 from core.training.toyworld.palette import PAINTS, SHIFT_COLORS
-from core.training.toyworld.scene import EVAL_SEED_BASE, Scene, make_scene
+from core.training.toyworld.scene import Scene
 from core.training.toyworld.sprites import SpriteLibrary
 
-EDGE_RADIUS = 3  # px
-CANNY = (100, 200)  # the app's default thresholds
 BACKDROPS = ("red", "orange", "yellow", "green", "blue", "purple", "pink")
+SIZES = ((256, 512), (512, 256), (320, 192), (384, 384))  # height and width, beside the model's own
+LARGE = 400  # px of a thing from which its colour is looked at
 
 Image = NDArray[np.uint8]
-
-
-def edges(image: Image) -> Image:
-    """Return the edges (H, W) uint8, 0 or 255, of ``image`` (H, W, 3)."""
-    return np.asarray(cv2.Canny(image, *CANNY), np.uint8)
-
-
-def edge_f1(found: Image, given: Image, radius: int = EDGE_RADIUS) -> float:
-    """Return the F1 of two edge maps (H, W): an edge is met within ``radius`` px of one in the other."""
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    found_on, given_on = found > 0, given > 0
-    if not found_on.any() or not given_on.any():
-        return float(found_on.any() == given_on.any())
-    precision = float((cv2.dilate(given, kernel)[found_on] > 0).mean())
-    recall = float((cv2.dilate(found, kernel)[given_on] > 0).mean())
-    return 2 * precision * recall / max(precision + recall, 1e-9)
+log = logging.getLogger(__name__)
 
 
 def named_color(image: Image, mask: NDArray[np.bool_]) -> str:
@@ -60,41 +51,21 @@ def named_color(image: Image, mask: NDArray[np.bool_]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The figures of one evaluation; ``examples`` are (scene, hint, picture) of the first scenes."""
+    """The figures of one evaluation: what, how much, and what chance or the truth itself would give."""
 
     scenes: int
-    psnr_db: float
-    edge_f1: float
-    edge_f1_shuffled: float
-    object_color: float
-    object_color_scenes: int
-    backdrop_color: float
-    backdrop_color_prompts: int
-    seconds_per_picture: float
-    examples: tuple[tuple[Scene, Image, Image], ...] = ()
+    figures: tuple[tuple[str, str, str], ...]
+    controls: tuple[Obedience, ...]
 
     def table(self) -> str:
-        """Return the figures as a Markdown table."""
-        rows = [
-            ("VAE, PSNR on held-out scenes", f"{self.psnr_db:.1f} dB", ""),
-            ("edge F1 at 3 px against the given hint", f"{self.edge_f1:.3f}", f"{self.edge_f1_shuffled:.3f}"),
-            (
-                f"object has the colour that the prompt names ({self.object_color_scenes} repainted objects)",
-                f"{self.object_color:.0%}",
-                f"{1 / len(SHIFT_COLORS):.0%}",
-            ),
-            (
-                f"backdrop has the named colour, no control ({self.backdrop_color_prompts} prompts)",
-                f"{self.backdrop_color:.0%}",
-                f"{1 / len(SHIFT_COLORS):.0%}",
-            ),
-        ]
-        lines = [f"| figure ({self.scenes} held-out scenes) | measured | floor |", "|---|---|---|"]
-        return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
+        """Return the figures as two Markdown tables."""
+        lines = [f"| figure ({self.scenes} held-out scenes) | measured | for comparison |", "|---|---|---|"]
+        lines += [f"| {' | '.join(row)} |" for row in self.figures]
+        return "\n".join([*lines, "", HEADER, *(found.row() for found in self.controls)])
 
 
 @torch.inference_mode()
-def psnr(vae: AutoencoderKL, scenes: list[Scene]) -> float:
+def psnr(vae: AutoencoderKL, scenes: Sequence[Scene]) -> float:
     """Return the mean peak signal-to-noise ratio in dB of pictures sent through the autoencoder."""
     dtype = next(vae.parameters()).dtype
     values = []
@@ -105,43 +76,82 @@ def psnr(vae: AutoencoderKL, scenes: list[Scene]) -> float:
     return float(np.mean(values))
 
 
-def _picture(pipe: ControlNetPipeline, request: Request) -> tuple[Image, float]:
-    result = pipe(request)
-    return result.images[0], result.seconds
+@torch.inference_mode()
+def starts_as_nothing(pipe: ControlNetPipeline) -> bool:
+    """Say whether a ControlNet that was not trained changes nothing of the UNet's prediction, bit for bit."""
+    config, unet = pipe.config, pipe.networks.unet
+    generator = torch.Generator().manual_seed(0)
+    side = pipe.resolution
+    latents = (2, config.unet.in_channels, side // 8, side // 8)
+    draw = [torch.randn(shape, generator=generator) for shape in (latents, (2, 77, config.unet.context_dim))]
+    x, context = (value.to(pipe.device, pipe.dtype) for value in draw)
+    hint = torch.rand((2, 3, side, side), generator=generator).to(pipe.device, pipe.dtype)
+    t = torch.tensor([1, 999], device=pipe.device)
+    net = ControlNet.from_unet(unet, config.control).to(pipe.device, pipe.dtype)
+    residuals = net(x, t, context, net.embed_hint(hint))
+    return torch.equal(unet(x, t, context, residuals), unet(x, t, context))
 
 
-def evaluate(pipe: ControlNetPipeline, library: SpriteLibrary, count: int, *, steps: int = 20) -> Report:
-    """Make a picture of each of ``count`` held-out scenes from its edges and its caption, and compare."""
-    scenes = [make_scene(EVAL_SEED_BASE + i, library, pipe.resolution) for i in range(count)]
-    hints = [edges(scene.image) for scene in scenes]
-    base = Request("", size=(pipe.resolution, pipe.resolution), steps=steps, cfg_scale=pipe.config.cfg_scale)
-    pictures, seconds = [], []
-    for i, (scene, hint) in enumerate(zip(tqdm(scenes, desc="evaluate", mininterval=10), hints, strict=True)):
-        unit = ControlUnit("canny", np.repeat(hint[:, :, None], 3, axis=2))
-        picture, took = _picture(pipe, replace(base, prompt=scene.caption, controls=(unit,), seed=i))
-        pictures.append(picture)
-        seconds.append(took)
-    found = [edges(picture) for picture in pictures]
-    shuffled = hints[1:] + hints[:1]
-    colors = [
-        named_color(picture, scene.index_map == obj.depth) == obj.color
-        for scene, picture in zip(scenes, pictures, strict=True)
-        for obj in scene.objects
-        if obj.repainted and (scene.index_map == obj.depth).sum() > 400
+def drawn_sizes(pipe: ControlNetPipeline, base: Request) -> str:
+    """Draw a picture of every size in few steps; return those that came out, width first."""
+    made = []
+    for size in SIZES:
+        picture = pipe(replace(base, prompt="a red car on green grass", size=size, steps=4)).images[0]
+        if picture.shape[:2] == size and picture.std() > 1:
+            made.append(f"{size[1]}x{size[0]}")
+    return ", ".join(made) or "none"
+
+
+def evaluate(
+    pipe: ControlNetPipeline, library: SpriteLibrary, classifier: Classifier, count: int, *, steps: int = 20
+) -> Report:
+    """Make pictures of ``count`` held-out scenes for every control and for words alone, and compare."""
+    drawn = Drawn(pipe, library, count, steps)
+    controls = []
+    for control in (name for name in CONTROLS if name in pipe.controls):
+        try:
+            controls.append(obedience(drawn, control))
+        except WeightsMissing as error:
+            log.warning("%s is not measured. %s", control, error)
+    figures = [
+        ("VAE, PSNR", f"{psnr(pipe.networks.vae, drawn.sets[False][:64]):.1f} dB", ""),
+        *_words(drawn, library, classifier),
+        ("an untrained ControlNet changes nothing, bit for bit", str(starts_as_nothing(pipe)).lower(), ""),
+        ("other sizes that come out", drawn_sizes(pipe, drawn.base), ""),
+        (f"seconds a picture, {steps} steps, after the first", f"{np.median(drawn.seconds[1:]):.2f}", ""),
     ]
-    backdrops = _backdrops(pipe, base)
-    return Report(
-        scenes=count,
-        psnr_db=psnr(pipe.networks.vae, scenes[:64]),
-        edge_f1=float(np.mean([edge_f1(f, h) for f, h in zip(found, hints, strict=True)])),
-        edge_f1_shuffled=float(np.mean([edge_f1(f, h) for f, h in zip(found, shuffled, strict=True)])),
-        object_color=float(np.mean(colors)) if colors else float("nan"),
-        object_color_scenes=len(colors),
-        backdrop_color=float(np.mean(backdrops)),
-        backdrop_color_prompts=len(backdrops),
-        seconds_per_picture=float(np.median(seconds)),
-        examples=tuple(zip(scenes, hints, pictures, strict=True))[:16],
-    )
+    return Report(count, tuple(figures), tuple(controls))
+
+
+def _words(drawn: Drawn, library: SpriteLibrary, net: Classifier) -> list[tuple[str, str, str]]:
+    """Say in how many pictures the named thing and the named colours are."""
+    scenes = single_things(library, drawn.count, drawn.pipe.resolution)
+    free, edges = [], []
+    for i, scene in enumerate(scenes):
+        request = replace(drawn.base, prompt=scene.caption, seed=i)
+        free.append(drawn.pipe(request).images[0])
+        unit = ControlUnit("canny", in_colour(plain_hint("canny", scene)))
+        edges.append(drawn.pipe(replace(request, controls=(unit,))).images[0])
+    judge = f"the scenes themselves {accuracy(net, scenes, [s.image for s in scenes]):.0%}"
+    chance = f"chance {1 / len(SHIFT_COLORS):.0%}"
+    shown = [*zip(scenes, edges, strict=True),
+             *zip(drawn.sets[False], drawn.pictures("canny", False), strict=True)]  # fmt: skip
+    colours = [right for scene, picture in shown for right in _colours_right(scene, picture)]
+    backdrops = _backdrops(drawn.pipe, drawn.base)
+    thing = f"{len(scenes)} pictures of one thing"
+    return [
+        (f"named thing found, no control ({thing})", f"{accuracy(net, scenes, free):.0%}", judge),
+        (f"named thing found, with Canny edges ({thing})", f"{accuracy(net, scenes, edges):.0%}", judge),
+        (f"the thing has the named colour, with Canny edges ({len(colours)} repainted things)",
+         f"{np.mean(colours):.0%}" if colours else "none", chance),
+        (f"the backdrop has the named colour, no control ({len(backdrops)} prompts)",
+         f"{np.mean(backdrops):.0%}", chance),
+    ]  # fmt: skip
+
+
+def _colours_right(scene: Scene, picture: Image) -> list[bool]:
+    masks = [(thing, scene.index_map == thing.depth) for thing in scene.objects if thing.repainted]
+    return [named_color(picture, mask) == thing.color for thing, mask in masks if mask.sum() > LARGE]
 
 
 def _backdrops(pipe: ControlNetPipeline, base: Request, per_color: int = 3) -> list[bool]:
@@ -151,7 +161,7 @@ def _backdrops(pipe: ControlNetPipeline, base: Request, per_color: int = 3) -> l
     for word in BACKDROPS:
         for seed in range(per_color):
             prompt = f"a {rng.choice(names)} on a plain {word} background"
-            picture, _ = _picture(pipe, replace(base, prompt=prompt, seed=seed))
+            picture = pipe(replace(base, prompt=prompt, seed=seed)).images[0]
             border = np.zeros(picture.shape[:2], bool)
             border[:24], border[:, :24], border[:, -24:] = True, True, True
             right.append(named_color(picture, border) == word)

@@ -2,104 +2,116 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from core.pipeline import ControlNetPipeline
 from core.request import ControlUnit, Request
-from core.training.evaluate import edge_f1, edges
-from core.training.hints import DETECTORS, found_lines, plain_hint
-from core.training.toyworld.scene import EVAL_SEED_BASE, Scene, make_scene
+from core.training.detectors.measures import MEASURES, Measure
+from core.training.hints import in_colour, plain_hint
+from core.training.toyworld.scene import Scene, held_out_scenes
 from core.training.toyworld.sprites import SpriteLibrary
 
 Image = NDArray[np.uint8]
-DRAWN = 64  # of 255: what counts as a line in a soft map
+Triple = tuple[Image, Image, Image]
 
 
 @dataclass(frozen=True, slots=True)
 class Obedience:
-    """How well one control is obeyed: F1 at 3 px against its own hint, another scene's, and without control.
+    """How well one control is obeyed, by its figure: against its own hint, another scene's, without control.
 
-    Lines are those of the control's own detector, and of Canny where it has none that is bundled; then they
-    are compared with those of the scene.
+    ``scene`` is the figure of the scenes' own pictures: what the detector itself makes of them. ``examples``
+    are scene, hint and result.
     """
 
     control: str
-    lines: str
-    f1: float
+    measure: Measure
+    scenes: int
+    obeyed: float
     shuffled: float
     uncontrolled: float
-    examples: tuple[tuple[Scene, Image, Image], ...]
+    scene: float
+    examples: tuple[Triple, ...]
 
     def row(self) -> str:
         """Return a row of a Markdown table."""
-        figures = " | ".join(f"{value:.3f}" for value in (self.f1, self.shuffled, self.uncontrolled))
-        return f"| {self.control} | {self.lines} | {figures} |"
+        values = (self.obeyed, self.shuffled, self.uncontrolled, self.scene)
+        weights = self.measure.check()
+        by = f"{self.measure.detector}{' (demo)' if weights is not None and weights.demo else ''}"
+        figures = " | ".join(f"{value:.3g}" if value >= 10 else f"{value:.3f}" for value in values)
+        return f"| {self.control} | {self.measure.figure} | {by} | {self.scenes} | {figures} |"
 
 
-HEADER = "| control | lines of | F1 | shuffled | no control |\n|---|---|---|---|---|"
+HEADER = (
+    "| control | figure | detector | scenes | with its hint | against another's | no control | the scenes "
+    "themselves |\n|---|---|---|---|---|---|---|---|"
+)
 
 
-def _lines(control: str, image: Image) -> Image:
-    if control not in DETECTORS:
-        return edges(image)
-    return np.where(found_lines(control, image) >= DRAWN, np.uint8(255), np.uint8(0))
+class Drawn:
+    """Pictures of the demo model for held-out scenes; each is drawn once, whoever asks."""
+
+    def __init__(self, pipe: ControlNetPipeline, library: SpriteLibrary, count: int, steps: int) -> None:
+        """Draw ``count`` scenes a control, of the pipeline's own size, in ``steps`` steps."""
+        self.pipe, self.count = pipe, count
+        self.sets = {people: self._scenes(library, people) for people in (False, True)}
+        side = pipe.resolution
+        self.base = Request("", size=(side, side), steps=steps, cfg_scale=pipe.config.cfg_scale)
+        self.seconds: list[float] = []
+        self._pictures: dict[tuple[str | None, bool], list[Image]] = {}
+
+    def _scenes(self, library: SpriteLibrary, people: bool) -> list[Scene]:
+        return held_out_scenes(library, self.count, self.pipe.resolution, people=people)
+
+    def pictures(self, control: str | None, people: bool) -> list[Image]:
+        """Return the pictures of the scenes, or of those with people, with a control or without."""
+        key = control, people
+        if key not in self._pictures:
+            scenes = tqdm(self.sets[people], desc=control or "no control", mininterval=10)
+            self._pictures[key] = [self._draw(scene, control, i) for i, scene in enumerate(scenes)]
+        return self._pictures[key]
+
+    def _draw(self, scene: Scene, control: str | None, seed: int) -> Image:
+        units: tuple[ControlUnit, ...] = ()
+        if control is not None:
+            units = (ControlUnit(control, in_colour(plain_hint(control, scene))),)
+        result = self.pipe(replace(self.base, prompt=scene.caption, controls=units, seed=seed))
+        self.seconds.append(result.seconds)
+        return result.images[0]
 
 
-def _colour(hint: Image) -> Image:
-    return hint if hint.ndim == 3 else np.asarray(cv2.merge([hint] * 3), np.uint8)
+def obedience(drawn: Drawn, control: str) -> Obedience:
+    """Compare what is drawn from hint and caption, and from the caption alone, with the hint.
 
-
-def obedience(
-    pipe: ControlNetPipeline, library: SpriteLibrary, control: str, count: int, *, steps: int = 20
-) -> Obedience:
-    """Draw ``count`` held-out scenes from hint and caption, and from the caption alone, and compare."""
-    side = pipe.resolution
-    people = control == "openpose"
-    scenes: list[Scene] = []
-    seed = EVAL_SEED_BASE
-    while len(scenes) < count:
-        scene = make_scene(seed, library, side, truth=control not in DETECTORS)
-        seed += 1
-        if scene.people or not people:
-            scenes.append(scene)
-    hints = [_colour(plain_hint(control, scene)) for scene in scenes]
-    base = Request("", size=(side, side), steps=steps, cfg_scale=pipe.config.cfg_scale)
-    made, free = [], []
-    for i, (scene, hint) in enumerate(zip(tqdm(scenes, desc=control, mininterval=10), hints, strict=True)):
-        request = replace(base, prompt=scene.caption, seed=i)
-        made.append(pipe(replace(request, controls=(ControlUnit(control, hint),))).images[0])
-        free.append(pipe(request).images[0])
-    given = [_lines(control, scene.image) for scene in scenes]
-    found = [_lines(control, picture) for picture in made]
-    loose = [_lines(control, picture) for picture in free]
-    other = given[1:] + given[:1]
-
-    def mean(a: list[Image], b: list[Image]) -> float:
-        return float(np.mean([edge_f1(x, y) for x, y in zip(a, b, strict=True)]))
-
+    Raises:
+        WeightsMissing: the control's detector is not on this computer; says how to get it.
+    """
+    measure = MEASURES[control]
+    measure.check()
+    scenes = drawn.sets[measure.people]
+    true = [measure.true(scene) for scene in scenes]
+    made, free = drawn.pictures(control, measure.people), drawn.pictures(None, measure.people)
+    found = [measure.found(picture) for picture in made]
+    hints = [in_colour(plain_hint(control, scene)) for scene in scenes[:16]]
     return Obedience(
         control,
-        DETECTORS.get(control, "canny"),
-        mean(found, given),
-        mean(found, other),
-        mean(loose, given),
-        tuple(zip(scenes, hints, made, strict=True))[:16],
+        measure,
+        len(scenes),
+        measure.score(found, true),
+        measure.score(found, true[1:] + true[:1]),
+        measure.score([measure.found(picture) for picture in free], true),
+        measure.score([measure.found(scene.image) for scene in scenes], true),
+        tuple((s.image, h, m) for s, h, m in zip(scenes[:16], hints, made[:16], strict=True)),
     )
 
 
-def sheet(examples: tuple[tuple[Scene, Image, Image], ...], columns: int = 4) -> Image:
-    """Return a picture of scene, hint and result side by side, ``columns`` such triples in a row."""
-    return triples_sheet(tuple((scene.image, hint, made) for scene, hint, made in examples), columns)
-
-
-def triples_sheet(pictures: tuple[tuple[Image, Image, Image], ...], columns: int = 4) -> Image:
+def sheet(examples: Sequence[Triple], columns: int = 4) -> Image:
     """Return a picture of triples, each side by side, ``columns`` of them in a row."""
-    triples = [np.hstack(triple) for triple in pictures]
+    triples = [np.hstack(triple) for triple in examples]
     triples += [np.full_like(triples[0], 255)] * (-len(triples) % columns)
     rows = [np.hstack(triples[i : i + columns]) for i in range(0, len(triples), columns)]
     return np.asarray(np.vstack(rows), np.uint8)

@@ -1,14 +1,27 @@
-"""How far apart two maps are: of depth, of normals, of classes, of key points."""
+"""How far apart two maps are: of edges, of depth, of normals, of classes, of key points."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 Numbers = NDArray[np.floating] | NDArray[np.integer]
+EDGE_RADIUS = 3  # px
 PCK_SHARE = 0.1  # of a person's size: within it a key point is right
+
+
+def edge_f1(found: NDArray[np.uint8], given: NDArray[np.uint8], radius: int = EDGE_RADIUS) -> float:
+    """Return the F1 of two edge maps (H, W): an edge is met within ``radius`` px of one in the other."""
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    found_on, given_on = found > 0, given > 0
+    if not found_on.any() or not given_on.any():
+        return float(found_on.any() == given_on.any())
+    precision = float((cv2.dilate(given, kernel)[found_on] > 0).mean())
+    recall = float((cv2.dilate(found, kernel)[given_on] > 0).mean())
+    return 2 * precision * recall / max(precision + recall, 1e-9)
 
 
 def spearman(a: Numbers, b: Numbers) -> float:

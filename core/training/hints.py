@@ -61,6 +61,11 @@ def _grey(hint: Image) -> Image:
     return np.ascontiguousarray(hint[:, :, 0])
 
 
+def in_colour(hint: Image) -> Image:
+    """Return a hint (H, W) or (H, W, 3) as the ControlNets take it, (H, W, 3)."""
+    return hint if hint.ndim == 3 else np.asarray(cv2.merge([hint] * 3), np.uint8)
+
+
 def hed_hint(scene: Scene, rng: random.Random) -> Image:
     """Return the soft edges (H, W) that HED finds."""
     return _grey(_detected("hed", photographed(scene.image, rng), rng))

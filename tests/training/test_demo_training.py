@@ -27,8 +27,9 @@ from core.training.control import (
 from core.training.data import LatentScenes, Scenes, cache_latents, to_tensor
 from core.training.demo import load_vae
 from core.training.diffusion import DiffusionLoss, draw
-from core.training.evaluate import edge_f1, named_color
+from core.training.evaluate import named_color
 from core.training.export import export_base, export_control
+from core.training.figures import edge_f1
 from core.training.hints import CachedHints, canny_hint, photographed
 from core.training.loop import LoopConfig
 from core.training.start import begin_with, load_start, unpack

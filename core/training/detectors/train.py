@@ -22,6 +22,7 @@ from core.training.detectors.pose import PoseTask
 from core.training.detectors.segmentation import SegmentationTask
 from core.training.detectors.task import Task
 from core.training.loop import LoopConfig, Trainer
+from core.training.norms import settle
 from core.training.toyworld.scene import make_scene
 from core.training.toyworld.sprites import SpriteLibrary
 
@@ -110,7 +111,11 @@ def train_detector(
 
     trainer.run(loss, batch_size)
     trainer.use_average()
-    _settle(task, net, source, device)
+
+    def go_on(number: int) -> Tensor:
+        return _loss(task, net, draw_batch(*source.arguments(loop.steps - 1 + number)), device)
+
+    settle(net, go_on, NORM_BATCHES)
     export_detector(task, net.cpu(), output)
 
 
@@ -119,19 +124,6 @@ def _loss(task: Task, net: nn.Module, batch: Batch, device: torch.device) -> Ten
     seen = pictures.to(device, non_blocking=True).float()
     with autocast(device.type):
         return task.loss(net, seen, tuple(each.to(device, non_blocking=True) for each in truth))
-
-
-def _settle(task: Task, net: nn.Module, source: Batches, device: torch.device) -> None:
-    """Take the means of all batch normalisations anew: those of training are not the averaged weights'."""
-    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # all batches count alike
-    last = max(0, source.steps - 1)
-    with torch.no_grad():
-        for step in range(last, last + NORM_BATCHES if norms else last):
-            _loss(task, net, draw_batch(*source.arguments(step)), device)
-    net.eval()
 
 
 def export_detector(task: Task, net: nn.Module, path: Path) -> None:

@@ -153,6 +153,20 @@ def make_scene(seed: int, library: SpriteLibrary, size: int = 256, truth: bool =
     )  # fmt: skip
 
 
+def held_out_scenes(
+    library: SpriteLibrary, count: int, size: int = 256, *, people: bool = False
+) -> list[Scene]:
+    """Return the first scenes for evaluation, with their truth; with `people` those that show some."""
+    scenes: list[Scene] = []
+    seed = EVAL_SEED_BASE
+    while len(scenes) < count:
+        scene = make_scene(seed, library, size, truth=True)
+        seed += 1
+        if scene.people or not people:
+            scenes.append(scene)
+    return scenes
+
+
 def _light(canvas: Canvas, rng: random.Random) -> None:
     """Let a gentle, slightly warm or cool light fall across the picture from one side."""
     strength, angle, warmth = rng.uniform(0.0, 0.07), rng.uniform(0, 2 * math.pi), rng.uniform(-0.02, 0.03)
