@@ -32,7 +32,8 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="NAME",
-        help=f"What to open, as tabs when there are several: {', '.join(names)}. Without it, all.",
+        help=f"What to open, as tabs when there are several: {', '.join(names)}; 1.1 means the apps of "
+        "ControlNet 1.1. Without it, all but those.",
     )
     p.add_argument(
         "--model",
@@ -107,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.embeddings is not None and not args.embeddings.is_dir():
         cli.error(f"--embeddings is {args.embeddings}: there is no such folder.")
     try:
-        pages = find_pages(args.app or [ALL])
+        pages = find_pages(args.app)
         controls = controls_of(pages)
         model = _model(args, controls) if controls else None
         _place_detectors(args)

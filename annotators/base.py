@@ -140,7 +140,8 @@ class Annotator(ABC):
     short side at which the detector works; None means that it works at the output's size. ``auto_range`` is
     within which short sides it works well, for the resolution "auto". ``interpolation`` brings the found map
     to the output's size. ``weights`` is a name in ckpts/registry.yaml, ``demo_weights`` that of a bundled
-    stand-in, for toy-world pictures only. ``kind`` tells what its maps look like.
+    stand-in, for toy-world pictures only. ``kind`` tells what its maps look like; ``takes_maps`` is whether
+    they may be brought ready made.
     """
 
     title: ClassVar[str] = ""
@@ -152,6 +153,7 @@ class Annotator(ABC):
     weights: ClassVar[str | None] = None
     demo_weights: ClassVar[str | None] = None
     kind: ClassVar[MapKind] = LINES
+    takes_maps: ClassVar[bool] = True
 
     def __init__(self) -> None:
         """Load nothing: a detector loads its weights when it first detects."""

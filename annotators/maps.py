@@ -143,3 +143,4 @@ SKELETON = MapKind(
 CLASSES = MapKind(
     "classes", "None, swapped: red and blue the other way round", swap_red_and_blue, _no_doubt, shades=False
 )
+PICTURE = MapKind("picture", "None, swapped: red and blue the other way round", swap_red_and_blue, _no_doubt)

@@ -36,14 +36,19 @@ def all_apps() -> tuple[App, ...]:
 
 
 def find_pages(names: Sequence[str]) -> tuple[Page, ...]:
-    """Return what these names or aliases mean, in this order, each once; "all" means everything.
+    """Return what these names, aliases or groups mean, in this order, each once.
+
+    "all" means everything; no name at all means everything without a group.
 
     Raises:
         ValueError: there is no such app; lists those there are.
     """
     if ALL in map(_plain, names):
         return all_pages()
-    return _find(names, all_pages())
+    if not names:
+        return tuple(page for page in all_pages() if not page.group)
+    members = {page.group: [p.name for p in all_pages() if p.group == page.group] for page in all_pages()}
+    return _find([own for name in names for own in members.get(name.strip(), [name])], all_pages())
 
 
 def find_apps(names: Sequence[str]) -> tuple[App, ...]:

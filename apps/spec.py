@@ -40,13 +40,15 @@ class Page:
     """What the command line and the tabs need to know.
 
     ``name`` is the endpoint's and the command line's name; ``aliases`` are other names for the latter.
-    ``tab`` is the short title; tabs stand by ``order``.
+    ``tab`` is the short title; tabs stand by ``order``. Pages with a ``group`` open when that, they
+    themselves or everything is asked for; those without one also when nothing is.
     """
 
     name: str
     title: str
     tab: str
     order: int
+    group: str = ""
     aliases: tuple[str, ...] = ()
     examples: tuple[Example, ...] = ()
 

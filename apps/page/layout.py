@@ -179,7 +179,8 @@ def components(page: str, declared: Sequence[Setting], hidden: Sequence[str] = (
     """
 
     def draw(setting: Setting) -> Component:
-        return component(page, setting, visible=setting.name not in hidden)
+        no_choice = isinstance(setting, Choice) and len(setting.choices) == 1
+        return component(page, setting, visible=setting.name not in hidden and not no_choice)
 
     made: dict[str, Component] = {}
     by_name = {setting.name: setting for setting in declared}

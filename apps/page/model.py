@@ -116,7 +116,19 @@ def explain_missing(pipeline: Pipeline, control: str) -> str | None:
     try:
         return pipeline.explain_missing(control)
     except ValueError as error:  # the model has no ControlNet of this name at all
-        return str(error)
+        if control not in load_config(FULL).controls or pipeline.name == FULL:
+            return str(error)
+        return (
+            f"{pipeline.title} has no {control} control, and Stable Diffusion 1.5 has one.\n"
+            f"Get both: python -m core.weights get {FULL} {control}"
+        )
+
+
+def stand_in(model: str, control: str) -> str:
+    """Say which other ControlNet of a model does the work of ``control``, or nothing where it has its own."""
+    controls = load_config(model).controls if model in config_names() else {}
+    other = next((name for name, weights in controls.items() if weights == controls.get(control)), control)
+    return "" if other == control else f"This model's control for {other} maps stands in for {control}."
 
 
 def choose(wanted: str, controls: Sequence[str], located: Callable[[str], bool] | None = None) -> str:

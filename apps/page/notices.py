@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import annotators
 from annotators.networks import find_weights, stand_in_words
 from apps.page import look
-from apps.page.model import Model, explain_missing
+from apps.page.model import Model, explain_missing, stand_in
 from apps.spec import App
 from core.errors import WeightsMissing
 
@@ -59,7 +59,8 @@ def _about_detector(app: App, where: str) -> str:
 
 def _about_control(app: App, model: Model) -> str:
     missing = model.error or explain_missing(model.get(), app.control) or ""
-    return look.notice(_in_two_lines(missing))
+    remark = "" if missing else stand_in(model.name, app.control)
+    return look.notice(_in_two_lines(missing)) + look.notice(remark, "remark")
 
 
 def _in_two_lines(message: str) -> str:

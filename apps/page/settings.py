@@ -157,11 +157,13 @@ def _sampling(cfg_scale: float) -> tuple[Setting, ...]:
 
 
 def _preprocessor(annotator: Annotator) -> Choice:
-    choices = (
+    choices: tuple[tuple[str, str], ...] = (
         (DETECT, annotator.title or type(annotator).__name__),
         (READY_MAP, "None: my image is already a map"),
         (INVERTED_MAP, annotator.kind.mended),
     )
+    if not annotator.takes_maps:
+        choices = choices[:1]
     return Choice("preprocessor", "Preprocessor", choices, DETECT)
 
 

@@ -6,7 +6,7 @@ import annotators
 from annotators.networks import Weights
 from apps import find_apps
 from apps.page import notices
-from apps.page.model import Model
+from apps.page.model import Model, explain_missing, stand_in
 from apps.page.notices import about, detector_state
 from core.errors import WeightsMissing
 from core.weights.registry import Registry
@@ -73,3 +73,19 @@ def test_every_detector_that_needs_weights_says_where_they_come_from(no_weights:
         if annotator.weights is not None:
             assert f"python -m core.weights get {annotator.weights}" in state.problem
             assert "Licence" in state.problem
+
+
+def test_a_control_that_stands_in_for_another_is_told() -> None:
+    assert stand_in("demo", "softedge") == "This model's control for hed maps stands in for softedge."
+    assert stand_in("demo", "lineart") == "This model's control for canny maps stands in for lineart."
+    for model, control in (("demo", "hed"), ("sd15", "softedge"), ("demo", "shuffle"), ("my.ckpt", "canny")):
+        assert stand_in(model, control) == ""
+
+
+def test_a_control_that_only_stable_diffusion_has_is_told_with_the_way_to_it() -> None:
+    class Demo(FakePipeline):
+        def explain_missing(self, control: str) -> str | None:
+            raise ValueError("control is 'shuffle': the demo has canny.")
+
+    told = explain_missing(Demo(), "shuffle")
+    assert told is not None and "python -m core.weights get sd15 shuffle" in told

@@ -35,7 +35,14 @@ def test_every_app_has_its_detector_and_a_controlnet_of_stable_diffusion() -> No
 
 
 def test_the_tabs_stand_in_the_originals_order() -> None:
-    assert [app.name for app in all_apps()] == list(dict(ORIGINALS.values()))
+    assert [app.name for app in all_apps() if not app.group] == list(dict(ORIGINALS.values()))
+
+
+def test_apps_of_control_1_1_open_by_their_names_by_their_groups_or_with_all() -> None:
+    group = find_pages(["1.1"])
+    assert {page.group for page in group} == {"1.1"} and len(group) >= 4
+    assert {page.name for page in find_pages([])} == {p.name for p in all_pages()} - {p.name for p in group}
+    assert find_pages(["canny", "1.1"]) == (*find_pages(["canny"]), *group)
 
 
 @pytest.mark.parametrize("file", ORIGINALS)
