@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+MASK = "mask"  # what an app's ``editor`` is called where parts of a picture are marked
 EXAMPLES_DIR = Path(__file__).resolve().parent.parent / "test_imgs"
 
 
@@ -64,12 +65,17 @@ class App(Page):
 
     ``title`` ends the heading "Control Stable Diffusion with ...". ``annotator`` is a module in annotators/,
     ``control`` a ControlNet's name in the models' configs. ``editor`` is "canvas" where the picture is drawn
-    on the page and not brought.
+    on the page and not brought, "mask" where somebody marks on it what to draw anew.
+
+    ``denoise`` is given where the drawing starts from the picture: the share of it that is drawn anew at
+    first. ``alone`` is whether the app draws without its ControlNet where that is not there.
     """
 
     annotator: str
     control: str
-    editor: Literal["", "canvas"] = ""
+    editor: Literal["", "canvas", "mask"] = ""
+    denoise: float | None = None
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

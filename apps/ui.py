@@ -12,7 +12,6 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads it when it is i
 
 import gradio as gr  # noqa: E402
 
-import annotators  # noqa: E402
 from apps import find_apps  # noqa: E402
 from apps.page import look  # noqa: E402
 from apps.page.annotate import Bench  # noqa: E402
@@ -27,7 +26,7 @@ from apps.page.joint import connect as connect_joint  # noqa: E402
 from apps.page.layout import Common, Widgets, lay_out  # noqa: E402
 from apps.page.model import Model, Pipeline  # noqa: E402
 from apps.page.notices import about  # noqa: E402
-from apps.page.settings import declare  # noqa: E402
+from apps.page.settings import declare_app  # noqa: E402
 from apps.page.units import JointWidgets  # noqa: E402
 from apps.page.units import lay_out as lay_out_joint  # noqa: E402
 from apps.spec import EXAMPLES_DIR, App, Joint, Page, Workbench  # noqa: E402
@@ -85,8 +84,9 @@ def _add(page: Page, model: Model | None, blocks: gr.Blocks) -> Widgets | JointW
 
 
 def _add_app(app: App, model: Model) -> Widgets:
-    widgets = lay_out(app, declare(annotators.load(app.annotator), model.resolution, model.cfg_scale))
-    read = widgets.canvas.read if widgets.canvas else file_path
+    widgets = lay_out(app, declare_app(app, model.resolution, model.cfg_scale))
+    editor = widgets.canvas or widgets.mask
+    read = editor.read if editor else file_path
     form = AppForm(app, model.resolution, model.cfg_scale, read)
     handlers = Handlers(form, model, Path(widgets.results.gallery.GRADIO_CACHE))
     connect(app, widgets, handlers)

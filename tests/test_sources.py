@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from annotators.maps import looks_inverted
+from apps.page.masks import read_picture
 from core.images import to_rgb
 
 FOLDER = Path(__file__).parents[1] / "test_imgs"
@@ -16,7 +17,7 @@ FILES = sorted(
     path for path in FOLDER.iterdir() if path.name != "SOURCES.md" and not path.name.startswith(".")
 )
 LICENCES = {"public domain", "CC0 1.0", "MIT", "Apache-2.0"}
-KINDS = {"photo", "silhouette", "toy", "edges", "drawing", "depth", "normal", "pose", "seg"}
+KINDS = {"photo", "silhouette", "toy", "edges", "drawing", "depth", "normal", "pose", "seg", "masked"}
 
 
 def rows() -> dict[str, list[str]]:
@@ -52,5 +53,6 @@ def test_a_picture_opens_and_has_its_kind(path: Path) -> None:
     kind = path.name.partition("_")[0]
     assert kind in KINDS
     assert looks_inverted(picture) == (kind in {"silhouette", "drawing"})
+    assert (kind == "masked") == bool(read_picture(path)[1].any())
     if kind == "edges":
         assert set(np.unique(picture)) == {0, 255}

@@ -13,7 +13,7 @@ from annotators.base import Checkbox, Slider
 from apps import all_apps, find_apps
 from apps.additions import Additions, add_options
 from apps.page.model import choose, describe
-from apps.page.settings import DETECT, Choice, Number, Setting, Text, declare, parse
+from apps.page.settings import DETECT, Choice, Number, Setting, Text, declare_app, parse
 from apps.spec import App
 from core.config import config_names
 
@@ -117,7 +117,7 @@ def _declared(app: App, model: str, maps_only: bool) -> tuple[tuple[Setting, ...
     """Return the settings with this model's defaults, and the model's name or path."""
     chosen = MAPS_MODEL if maps_only and model.lower() == "auto" else choose(model, [app.control])
     _, resolution, cfg_scale = describe(chosen)
-    settings = declare(annotators.load(app.annotator), resolution, cfg_scale)
+    settings = declare_app(app, resolution, cfg_scale)
     seeded = (
         replace(s, default=DEFAULT_SEED, info=SEED_HELP) if isinstance(s, Number) and s.name == "seed" else s
         for s in settings

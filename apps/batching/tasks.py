@@ -17,7 +17,7 @@ from apps.additions import Additions
 from apps.batching.files import OF_REQUEST, read_map_facts, read_picture_facts, replacing, save_map
 from apps.batching.pictures import Picture, Prompts, read_json_lines
 from apps.batching.run import Facts, Job, OnStep
-from apps.page.drawing import Events, make_hint, make_request
+from apps.page.drawing import Events, make_hint, make_request, with_control
 from apps.page.model import Pipeline, explain_missing
 from apps.page.plan import stored_settings
 from apps.page.settings import DETECT, Setting, Settings, parse
@@ -86,7 +86,7 @@ class Drawing:
         if self.pipeline is None:
             pipeline = self.load()
             missing = explain_missing(pipeline, self.work.app.control)
-            if missing:
+            if missing and not self.work.app.alone:
                 raise WeightsMissing(missing)
             self.pipeline = pipeline
         return self.pipeline
@@ -104,12 +104,14 @@ class Drawing:
         return {**self._stored(settings), **{name: getattr(settings, name) for name in names}}
 
     def _stored(self, settings: Settings) -> Facts:
-        extra = {
+        extra: dict[str, Any] = {
             "base_model": Path(self.model).name,
             "detector_weights": self.work.weights,
             "clip_skip": self.clip_skip,
             **self.additions.facts(),
         }
+        if self.work.app.alone:  # a picture without a control does not say how much that would have counted
+            extra |= {name: getattr(settings, name) for name in ("strength", "start", "end")}
         return {**stored_settings(self.work.app, settings), **extra}
 
     def targets(self, picture: Picture) -> tuple[Path, ...]:
@@ -130,7 +132,8 @@ class Drawing:
         """Draw the pictures and save them after the map; return a doubt about the map, or ""."""
         pipeline = self.prepare()
         annotation = make_hint(self.work.app, job.picture.path, job.settings)
-        request = make_request(self.work.app, annotation.hint, job.settings)
+        request = make_request(self.work.app, job.picture.path, annotation.hint, job.settings)
+        request = with_control(self.work.app, request, pipeline)
         result = _sample(pipeline, request, on_step)
         source = {name: facts[name] for name in ("source", "source_digest")}
 

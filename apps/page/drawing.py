@@ -16,10 +16,11 @@ from PIL import ExifTags, Image
 import annotators
 from annotators.base import Annotation
 from apps.page.files import PictureFolder
-from apps.page.model import Model, explain_missing
+from apps.page.masks import fit_mask, read_picture, shade
+from apps.page.model import Model, Pipeline, explain_missing
 from apps.page.plan import Plan, Source
 from apps.page.settings import DETECT, INVERTED_MAP, READY_MAP, Settings
-from apps.spec import App
+from apps.spec import MASK, App
 from core.errors import WeightsMissing
 from core.images import crop_to_proportions, fit_size, open_image, to_rgb
 from core.request import ControlUnit, Progress, Request, Result
@@ -76,8 +77,12 @@ def make_hint(app: App, path: str | Path | None, settings: Settings) -> Annotati
     Raises:
         ValueError: there is no picture or it cannot be read; says what to do.
     """
-    picture = to_rgb(path)
+    picture = _picture_of(app, path)
     return _hint_of(app, picture, settings, picture.shape[:2])
+
+
+def _picture_of(app: App, path: str | Path | None) -> NDArray[np.uint8]:
+    return read_picture(path)[0] if app.editor == MASK else to_rgb(path)
 
 
 def make_hints(sources: Sequence[Source]) -> tuple[Annotation, ...]:
@@ -90,7 +95,7 @@ def make_hints(sources: Sequence[Source]) -> tuple[Annotation, ...]:
     like: tuple[int, ...] | None = None
     for source in sources:
         with source.named():
-            picture = to_rgb(source.path)
+            picture = _picture_of(source.app, source.path)
             like = like or picture.shape[:2]
             made.append(_hint_of(source.app, picture, source.settings, like))
     return tuple(made)
@@ -108,12 +113,17 @@ def _hint_of(app: App, picture: NDArray[np.uint8], settings: Settings, like: Seq
     return annotator.ready(picture, size=size, mend=settings.preprocessor == INVERTED_MAP)
 
 
-def make_request(app: App, hint: NDArray[np.uint8], settings: Settings) -> Request:
-    """Say what the pipeline has to draw.
+def make_request(
+    app: App, path: str | Path | None, hint: NDArray[np.uint8], settings: Settings
+) -> Request:
+    """Say what the pipeline has to draw from the map of the picture at ``path``.
 
     Raises:
-        ValueError: a setting is out of range; names it.
+        ValueError: a setting is out of range, or nothing is masked where that is needed; names it.
     """
+    mask = None
+    if app.editor == MASK:
+        mask = fit_mask(read_picture(path)[1], (hint.shape[0], hint.shape[1]), settings.mask_blur or 0.0)
     return Request(
         prompt=settings.full_prompt,
         controls=(_unit(app, hint, settings),),
@@ -125,6 +135,9 @@ def make_request(app: App, hint: NDArray[np.uint8], settings: Settings) -> Reque
         eta=settings.eta,
         seed=settings.seed,
         guess_mode=settings.guess_mode,
+        init=None if app.denoise is None else hint,
+        denoise=settings.denoise,
+        mask=mask,
     )
 
 
@@ -140,7 +153,8 @@ def plan_request(plan: Plan, hints: Sequence[NDArray[np.uint8]]) -> Request:
     """
     pairs = zip(plan.sources, hints, strict=True)
     units = tuple(_unit(source.app, hint, source.settings) for source, hint in pairs)
-    return replace(make_request(plan.sources[0].app, hints[0], plan.settings), controls=units)
+    first = plan.sources[0]
+    return replace(make_request(first.app, first.path, hints[0], plan.settings), controls=units)
 
 
 def draw(plan: Plan, model: Model, folder: PictureFolder) -> Generator[Frame]:
@@ -153,7 +167,7 @@ def draw(plan: Plan, model: Model, folder: PictureFolder) -> Generator[Frame]:
     made = make_hints(plan.sources)
     request = plan_request(plan, [annotation.hint for annotation in made])
     plan = replace(plan, weights=tuple(a.weights.name if a.weights else None for a in made))
-    shown = folder.save_maps([annotation.preview for annotation in made], plan, request, model.name)
+    shown = folder.save_maps([_shown(annotation, request) for annotation in made], plan, request, model.name)
     labels = tuple(_label(source, annotation) for source, annotation in zip(plan.sources, made, strict=True))
     yield Frame("Map ready", shown, labels, note=_notes(plan, made), mendable=_mending_helps(plan, made))
     while not model.wait(LOADING_SECONDS):
@@ -161,11 +175,25 @@ def draw(plan: Plan, model: Model, folder: PictureFolder) -> Generator[Frame]:
     pipeline = model.get()
     for source in plan.sources:
         with source.named():
-            missing = explain_missing(pipeline, source.app.control)
-            if missing:
-                raise WeightsMissing(missing)
+            request = with_control(source.app, request, pipeline)
     with closing(cast(Events, pipeline.sample(request))) as events:
         yield from _follow(events, shown, labels, request, plan, folder)
+
+
+def _shown(annotation: Annotation, request: Request) -> NDArray[np.uint8]:
+    return annotation.preview if request.mask is None else shade(annotation.preview, request.mask)
+
+
+def with_control(app: App, request: Request, pipeline: Pipeline) -> Request:
+    """Return the request as this pipeline can draw it: without a control that an app can do without.
+
+    Raises:
+        WeightsMissing: the ControlNet's weights are not here; says how to get them.
+    """
+    missing = explain_missing(pipeline, app.control)
+    if missing and not app.alone:
+        raise WeightsMissing(missing)
+    return replace(request, controls=()) if missing else request
 
 
 def _label(source: Source, made: Annotation) -> str:

@@ -13,14 +13,17 @@ import numpy as np
 from gradio.components import Component
 from numpy.typing import NDArray
 
-from apps.editors.canvas import new_paper
+from apps.editors.canvas import CANVAS, new_paper
+from apps.editors.mask import MaskEditor
 from apps.page import look
 from apps.page.files import PictureFolder
+from apps.page.forms import file_path
 from apps.page.handlers import Handlers, told
 from apps.page.layout import Common, Widgets
+from apps.page.masks import with_holes
 from apps.page.restore import Restored, restore
 from apps.page.settings import DETECT, INVERTED_MAP
-from apps.spec import App, Page
+from apps.spec import MASK, App, Page
 from core.images import open_image, upright_size
 
 QUEUE = "gpu"  # all apps share it, since all share one model
@@ -55,8 +58,15 @@ def connect(app: App, widgets: Widgets, handlers: Handlers) -> None:
         shown = [w.results.examples, w.randomize, *sent]
         running += run_after([begin(placed[-1].then)], handlers.run_example, shown, w)
     cancel(running, w)
+    if w.mask is not None:
+        marked = partial(w.mask.upload.upload, preprocess=False)
+        placed.append(quietly(marked, _add_mask(w.mask), [w.image, w.mask.upload], [w.image]))
     if w.canvas is None:
-        announce([w.image.change], handlers.size, [w.image], w)
+        changes = [w.image.change] if w.mask is None else [w.image.upload, w.image.clear]
+        announce(changes, handlers.size, [w.image], w)
+        for event in placed if w.mask is not None else ():
+            say = partial(event.then, preprocess=False)
+            quietly(say, handlers.size, [w.settings["resolution"], w.image], [w.size])
         return
     opens = partial(gr.on, [w.canvas.open.click, w.canvas.editor.clear])
     placed.append(quietly(opens, _open_canvas, [w.canvas.width, w.canvas.height], [*image, preprocessor]))
@@ -172,6 +182,14 @@ def _open_canvas(width: Any, height: Any) -> tuple[Any, ...]:
         return paper, paper.shape[:2], DETECT
 
 
+def _add_mask(mask: MaskEditor) -> Callable[[Any, Any], str | None]:
+    def add(payload: Any, given: Any) -> str | None:
+        with told():
+            return mask.add(payload, file_path(given))
+
+    return add
+
+
 def _mend() -> str:
     return INVERTED_MAP
 
@@ -195,8 +213,8 @@ def _fill_from(app: App) -> Callable[[int], tuple[Any, ...]]:
 def _put(app: App, path: Path | None) -> tuple[Any, ...]:
     """Return what brings a picture into the place for the image; None leaves there what is there."""
     if path is None:
-        return (gr.skip(),) if not app.editor else (gr.skip(), gr.skip())
-    if not app.editor:
+        return (gr.skip(), gr.skip()) if app.editor == CANVAS else (gr.skip(),)
+    if app.editor != CANVAS:
         return (str(path),)
     with open_image(path) as image:
         return str(path), upright_size(image)
@@ -211,6 +229,8 @@ def _restore_with(app: App, handlers: Handlers) -> Callable[[str | None], tuple[
             with told():
                 found = restore(existing(path), declared)
                 hint = found.hint
+                if hint is not None and found.mask is not None and app.editor == MASK:
+                    hint = with_holes(hint, found.mask)
                 image = _put(app, None if hint is None else save_hint(hint, app, handlers))
         except gr.Error as error:
             gr.Warning(error.message, title="Nothing was restored")

@@ -11,7 +11,7 @@ from gradio_client.utils import is_file_obj_with_meta
 import annotators
 from apps import find_apps
 from apps.page.plan import Plan, Source, plan_one
-from apps.page.settings import PROMPT, WEIGHT, Choice, Setting, declare, declare_run, declare_unit, parse
+from apps.page.settings import PROMPT, WEIGHT, Choice, Setting, declare_app, declare_run, declare_unit, parse
 from apps.spec import App, Joint, Page
 
 NO_PICTURE = "There is no picture in any unit: upload one or pick an example."
@@ -98,7 +98,7 @@ class AppForm:
         ``resolution`` and ``cfg_scale`` are the model's own.
         """
         self.page, self.read = app, read
-        self.run = declare(annotators.load(app.annotator), resolution, cfg_scale)
+        self.run = declare_app(app, resolution, cfg_scale)
         self.fields: tuple[Field, ...] = (Picture("image"), PROMPT, *self.run)
 
     def named(self, values: Sequence[Any]) -> dict[str, Any]:
@@ -115,8 +115,12 @@ class AppForm:
         Raises:
             ValueError: names the setting, its value and what is allowed.
         """
-        path = self.read(values["image"]) if own is None else own["image"]
+        path = self._path(values["image"]) if own is None else own["image"]
         return plan_one(self.page, path, parse({**values, "prompt": _text(values["prompt"])}, self.run))
+
+    def _path(self, image: Any) -> str | None:
+        """Return the picture's path: a page may send what it has drawn, and a program sends a file."""
+        return file_path(image) if is_file_obj_with_meta(image) else self.read(image)
 
 
 def _text(prompt: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 
+from apps.editors.mask import background
 from apps.page import look
 from apps.page.drawing import Frame, draw, size_of
 from apps.page.files import PictureFolder
@@ -82,7 +83,8 @@ class Handlers:
         """Return the line that says how large the pictures will be: the first image decides."""
         try:
             with told():
-                path = next((file_path(image) for image in images if image is not None), None)
+                files = (background(image) for image in images)
+                path = next((file_path(file) for file in files if file is not None), None)
                 size = None if path is None else size_of(path, self._resolution(resolution))
                 return look.size_line(size)
         except gr.Error as error:

@@ -13,9 +13,11 @@ import annotators
 from annotators.base import Checkbox, Slider
 from apps.editors.canvas import CANVAS, Canvas
 from apps.editors.canvas import lay_out as lay_out_canvas
+from apps.editors.mask import MaskEditor
+from apps.editors.mask import lay_out as lay_out_mask
 from apps.page import look
 from apps.page.settings import PROMPT, Choice, Number, Setting, Text
-from apps.spec import App, Page
+from apps.spec import MASK, App, Page
 from core.images import fit_size
 
 IMAGE_HEIGHT = 300
@@ -61,6 +63,7 @@ class Widgets(Common):
 
     image: gr.Image | gr.ImageEditor
     canvas: Canvas | None
+    mask: MaskEditor | None
     notice: gr.HTML
 
 
@@ -71,7 +74,8 @@ def lay_out(app: App, declared: tuple[Setting, ...]) -> Widgets:
     with gr.Row(equal_height=False, elem_classes="work"):
         with gr.Column(scale=5, min_width=300, elem_classes="inputs"):
             canvas = lay_out_canvas(app.name) if app.editor == CANVAS else None
-            image = canvas.editor if canvas else image_input(app.name)
+            mask = lay_out_mask(app.name) if app.editor == MASK else None
+            image = canvas.editor if canvas else mask.editor if mask else image_input(app.name)
             size = size_line(app.name, _first_size(canvas, declared))
             prompt, run, cancel = ask(app.name)
             settings, randomize = advanced(app.name, declared)
@@ -79,6 +83,7 @@ def lay_out(app: App, declared: tuple[Setting, ...]) -> Widgets:
     return Widgets(
         image=image,
         canvas=canvas,
+        mask=mask,
         prompt=prompt,
         run=run,
         cancel=cancel,

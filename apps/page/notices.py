@@ -11,6 +11,7 @@ from apps.page.model import Model, explain_missing, stand_in
 from apps.spec import App
 from core.errors import WeightsMissing
 
+ALONE = "Drawn without the ControlNet made for this, by the base model alone: it knows the prompt only."
 BRING_MAP = "Or bring a map of your own: {where}set Preprocessor to “None: my image is already a map”."
 
 
@@ -60,6 +61,8 @@ def _about_detector(app: App, where: str) -> str:
 def _about_control(app: App, model: Model) -> str:
     missing = model.error or explain_missing(model.get(), app.control) or ""
     remark = "" if missing else stand_in(model.name, app.control)
+    if app.alone and missing and not model.error:
+        missing, remark = "", f"{ALONE}\n{_in_two_lines(missing)}"
     return look.notice(_in_two_lines(missing)) + look.notice(remark, "remark")
 
 

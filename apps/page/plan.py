@@ -95,6 +95,8 @@ def stored_of_run(settings: Settings) -> Mapping[str, Stored]:
 def stored_of_unit(settings: Settings) -> Mapping[str, Stored]:
     """Return the part of ``stored_settings`` that each control has for itself."""
     own: dict[str, Stored] = {"preprocessor": settings.preprocessor}
+    if settings.mask_blur is not None:
+        own["mask_blur"] = settings.mask_blur
     if settings.detect_resolution is not None:
         own["detect_resolution"] = settings.detect_resolution
         own["auto_resolution"] = settings.auto_resolution

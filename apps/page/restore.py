@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps.page.forms import JointForm
-from apps.page.settings import READY_MAP, Setting
+from apps.page.settings import DETECT, READY_MAP, Choice, Setting
 from core.images import fit_size
 from core.metadata import StoredRequest, read_request
 
@@ -24,6 +24,7 @@ class Restored:
     values: Mapping[str, Any]
     hint: NDArray[np.uint8] | None
     notes: tuple[str, ...]
+    mask: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +40,22 @@ def restore(path: str | Path, declared: Sequence[Setting]) -> Restored:
     """Read the settings that a PNG carries.
 
     Where the picture holds its map, the map comes back as the image and is taken as it is, so that the same
-    seed makes the same picture without the photo.
+    seed makes the same picture without the photo. The picture that a drawing started from comes back so too.
 
     Raises:
         ValueError: the file is no picture or carries no settings; says what to do.
     """
     stored = read_request(path)
     found = _of_run(stored)
-    hint = stored.controls[0].hint if stored.controls else None
+    hint = stored.controls[0].hint if stored.controls else stored.init
     if stored.controls:
         found |= _of_unit(stored, 0, ())
     if hint is not None:
         found["resolution"] = _resolution(hint, found.get("resolution"))
+    if any(s.name == "preprocessor" and isinstance(s, Choice) and len(s.choices) == 1 for s in declared):
+        found["preprocessor"] = DETECT  # pictures are no maps here
     values, notes = _within_range(found, declared)
-    return Restored(found.get("prompt"), values, hint, (*stored.notes, *notes))
+    return Restored(found.get("prompt"), values, hint, (*stored.notes, *notes), stored.mask)
 
 
 def restore_units(path: str | Path, form: JointForm) -> tuple[Restored, tuple[RestoredUnit, ...]]:
@@ -99,7 +102,10 @@ def _within_range(found: Mapping[str, Any], declared: Sequence[Setting]) -> tupl
 
 
 def _of_run(stored: StoredRequest) -> dict[str, Any]:
-    names = ("negative_prompt", "num_samples", "steps", "sampler", "cfg_scale", "eta", "seed", "guess_mode")
+    names = (
+        *("negative_prompt", "num_samples", "steps", "sampler", "cfg_scale", "eta", "seed", "guess_mode"),
+        "denoise",
+    )
     found: dict[str, Any] = {name: getattr(stored, name) for name in names}
     # Other programs' pictures hold one prompt: it comes back whole, with nothing added to it.
     found |= {"prompt": stored.prompt, "added_prompt": ""}

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import annotators
 from annotators.base import Annotator, Checkbox, Slider
+from apps.spec import MASK, App
 from core.request import MAX_PROMPT_CHARS, MAX_SAMPLES, MAX_SEED
 
 if TYPE_CHECKING:
@@ -93,6 +95,24 @@ Setting: TypeAlias = Slider | Checkbox | Number | Text | Choice
 
 PROMPT = Text("prompt", "Prompt")
 AUTO = Checkbox("auto_resolution", "Auto", False, "Suits the output's size and the detector.")
+
+
+def declare_app(app: App, resolution: int, cfg_scale: float = 9.0) -> tuple[Setting, ...]:
+    """Return the settings of an app: those of its detector and, after the size, its own."""
+    declared = declare(annotators.load(app.annotator), resolution, cfg_scale)
+    at = [setting.name for setting in declared].index("strength")
+    return (*declared[:at], *_start(app), *declared[at:])
+
+
+def _start(app: App) -> tuple[Setting, ...]:
+    own: list[Setting] = []
+    if app.denoise is not None:
+        told = "How much is drawn anew: 1 is all of it."
+        own.append(Slider("denoise", "Denoising Strength", 0.05, 1.0, app.denoise, 0.01, told))
+    if app.editor == MASK:
+        told = "Pixels over which what is drawn fades into the picture."
+        own.append(Slider("mask_blur", "Mask Blur", 0.0, 64.0, 5.0, 0.1, told))
+    return tuple(own)
 
 
 def declare(annotator: Annotator, resolution: int, cfg_scale: float = 9.0) -> tuple[Setting, ...]:
@@ -192,6 +212,8 @@ class Settings:
     added_prompt: str
     negative_prompt: str
     auto_resolution: bool = False
+    denoise: float = 1.0
+    mask_blur: float | None = None
 
     @property
     def full_prompt(self) -> str:
