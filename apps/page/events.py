@@ -22,7 +22,7 @@ from apps.page.handlers import Handlers, told
 from apps.page.layout import Common, Widgets
 from apps.page.masks import with_holes
 from apps.page.restore import Restored, restore
-from apps.page.settings import DETECT, INVERTED_MAP
+from apps.page.settings import ADVISED_FOR_GUESSING, DETECT, GUESS_MODE, INVERTED_MAP
 from apps.spec import MASK, App, Page
 from core.images import open_image, upright_size
 
@@ -58,6 +58,7 @@ def connect(app: App, widgets: Widgets, handlers: Handlers) -> None:
         shown = [w.results.examples, w.randomize, *sent]
         running += run_after([begin(placed[-1].then)], handlers.run_example, shown, w)
     cancel(running, w)
+    offer_advice(w)
     if w.mask is not None:
         marked = partial(w.mask.upload.upload, preprocess=False)
         placed.append(quietly(marked, _add_mask(w.mask), [w.image, w.mask.upload], [w.image]))
@@ -151,6 +152,14 @@ def run_after(
             quietly(over, _ended, [results.status], [w.run, w.cancel, results.status])
         running.append(event)
     return running
+
+
+def offer_advice(w: Common) -> None:
+    """Offer what is advised for guess mode while it is on."""
+    guess = w.settings[GUESS_MODE]
+    quietly(guess.change, lambda on: gr.update(visible=bool(on)), [guess], [w.advise])
+    advised = [w.settings[name] for name in ADVISED_FOR_GUESSING]
+    quietly(w.advise.click, lambda: list(ADVISED_FOR_GUESSING.values()), None, advised)
 
 
 def cancel(running: list[Any], w: Common) -> None:

@@ -22,6 +22,7 @@ from core.request import Result
 
 log = logging.getLogger(__name__)
 
+NO_PROMPT = "The picture may show anything. Guess Mode, under Advanced options, is made for this."
 INTERNAL = "Something went wrong inside; the program's log has the details. Your settings are kept."
 
 
@@ -64,6 +65,8 @@ class Handlers:
         named = self.form.named(values)
         if randomize:
             named["seed"] = -1
+        if not named["guess_mode"] and not str(named["prompt"] or "").strip():
+            gr.Info(NO_PROMPT, title="No prompt")
         shown: tuple[Path, ...] = ()
         try:
             with told(), closing(self.frames(named, own)) as frames:

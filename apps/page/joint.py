@@ -15,6 +15,7 @@ from apps.page.events import (
     beginning,
     cancel,
     existing,
+    offer_advice,
     quietly,
     run_after,
     save_hint,
@@ -50,6 +51,7 @@ def connect(widgets: JointWidgets, handlers: Handlers, form: JointForm) -> None:
         shown = [w.results.examples, w.randomize, *sent]
         running += run_after([begin(filled.then)], handlers.run_example, shown, w)
     cancel(running, w)
+    offer_advice(w)
     images: list[Component] = [unit.image for unit in w.units]
     announce([unit.image.change for unit in w.units], handlers.size, images, w)
     _connect_units(w, form, handlers.model)

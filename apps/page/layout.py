@@ -16,7 +16,15 @@ from apps.editors.canvas import lay_out as lay_out_canvas
 from apps.editors.mask import MaskEditor
 from apps.editors.mask import lay_out as lay_out_mask
 from apps.page import look
-from apps.page.settings import PROMPT, Choice, Number, Setting, Text
+from apps.page.settings import (
+    ADVISED_FOR_GUESSING,
+    GUESS_MODE,
+    PROMPT,
+    Choice,
+    Number,
+    Setting,
+    Text,
+)
 from apps.spec import MASK, App, Page
 from core.images import fit_size
 
@@ -29,7 +37,7 @@ KINDS: dict[type[Setting], Any] = {
     Slider: gr.Slider,
 }
 # Shown side by side.
-RANDOMIZE = "randomize"
+RANDOMIZE, ADVISE = "randomize", "advise"
 PAIRS = {"start": "end", "detect_resolution": "auto_resolution", "steps": "sampler", "seed": RANDOMIZE}
 
 
@@ -43,6 +51,7 @@ class Common:
     size: gr.HTML
     settings: dict[str, Component]
     randomize: gr.Checkbox
+    advise: gr.Button
     results: Results
 
 
@@ -78,7 +87,7 @@ def lay_out(app: App, declared: tuple[Setting, ...]) -> Widgets:
             image = canvas.editor if canvas else mask.editor if mask else image_input(app.name)
             size = size_line(app.name, _first_size(canvas, declared))
             prompt, run, cancel = ask(app.name)
-            settings, randomize = advanced(app.name, declared)
+            settings, randomize, advise = advanced(app.name, declared)
         results = lay_out_results(app, f"Use it {_mended(app)}")
     return Widgets(
         image=image,
@@ -90,6 +99,7 @@ def lay_out(app: App, declared: tuple[Setting, ...]) -> Widgets:
         size=size,
         settings=settings,
         randomize=randomize,
+        advise=advise,
         notice=notice,
         results=results,
     )
@@ -168,17 +178,20 @@ def _mended(app: App) -> str:
     return annotators.load(app.annotator).kind.mended.partition(":")[0].rpartition(" ")[2]
 
 
-def advanced(name: str, declared: tuple[Setting, ...]) -> tuple[dict[str, Component], gr.Checkbox]:
-    """Draw the settings under "Advanced options"; return them in their order, and what draws a new seed."""
+def advanced(name: str, declared: tuple[Setting, ...]) -> tuple[dict[str, Component], gr.Checkbox, gr.Button]:
+    """Draw the settings under "Advanced options".
+
+    Return them in their order, what asks for a new seed, and what sets the values advised for guess mode.
+    """
     with gr.Accordion("Advanced options", open=False, elem_id=f"{name}-advanced"):
         made = components(name, declared)
-    randomize = made.pop("randomize")
-    assert isinstance(randomize, gr.Checkbox)
-    return made, randomize
+    randomize, advise = made.pop(RANDOMIZE), made.pop(ADVISE)
+    assert isinstance(randomize, gr.Checkbox) and isinstance(advise, gr.Button)
+    return made, randomize, advise
 
 
 def components(page: str, declared: Sequence[Setting], hidden: Sequence[str] = ()) -> dict[str, Component]:
-    """Draw settings, partners side by side; return them in their order, "randomize" of a seed last.
+    """Draw settings, partners side by side; return them in their order, last what goes with some of them.
 
     Those whose names are in ``hidden`` are there, but not shown.
     """
@@ -195,12 +208,20 @@ def components(page: str, declared: Sequence[Setting], hidden: Sequence[str] = (
         partner = PAIRS.get(setting.name)
         if partner is None or (partner not in by_name and partner != RANDOMIZE):
             made[setting.name] = draw(setting)
+            if setting.name == GUESS_MODE:
+                made[ADVISE] = _advise(page)
             continue
         with gr.Row(equal_height=True, elem_classes="pair"):
             made[setting.name] = draw(setting)
             made[partner] = _randomize(page) if partner == RANDOMIZE else draw(by_name[partner])
-    extra = {RANDOMIZE: made[RANDOMIZE]} if RANDOMIZE in made else {}
+    extra = {name: made[name] for name in (RANDOMIZE, ADVISE) if name in made}
     return {setting.name: made[setting.name] for setting in declared} | extra
+
+
+def _advise(page: str) -> gr.Button:
+    steps, scale = (f"{value:g}" for value in ADVISED_FOR_GUESSING.values())
+    label = f"Use what is advised: {steps} steps, guidance scale {scale}"
+    return gr.Button(label, size="sm", visible=False, elem_id=f"{page}-{ADVISE}")
 
 
 def _randomize(page: str) -> gr.Checkbox:

@@ -78,7 +78,7 @@ def lay_out(form: JointForm) -> JointWidgets:
             size = size_line(joint.name)
             units = tuple(_unit(form, number) for number in form.numbers)
             add = gr.Button("Add a unit", size="sm", elem_id=f"{joint.name}-add")
-            settings, randomize = advanced(joint.name, form.run)
+            settings, randomize, advise = advanced(joint.name, form.run)
         results = lay_out_results(joint, columns=3)
     return JointWidgets(
         prompt=prompt,
@@ -87,6 +87,7 @@ def lay_out(form: JointForm) -> JointWidgets:
         size=size,
         settings=settings,
         randomize=randomize,
+        advise=advise,
         results=results,
         units=units,
         add=add,

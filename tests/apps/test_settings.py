@@ -7,7 +7,7 @@ import pytest
 
 import annotators
 from annotators.base import Checkbox, Slider
-from apps.page.settings import SAMPLER_LABELS, Choice, Setting, Text, declare, parse
+from apps.page.settings import ADVISED_FOR_GUESSING, SAMPLER_LABELS, Choice, Setting, Text, declare, parse
 from core.request import MAX_SEED
 from core.sampling.samplers import SAMPLERS
 
@@ -55,6 +55,13 @@ def test_labels_ranges_defaults_and_order_are_the_originals() -> None:
 @pytest.mark.parametrize(("trained_at", "default"), [(256, 256), (512, 512), (768, 768), (64, 256)])
 def test_the_resolution_defaults_to_the_models_within_the_range(trained_at: int, default: int) -> None:
     assert {s.name: s for s in declared(trained_at)}["resolution"].default == default
+
+
+def test_what_is_advised_for_guess_mode_is_what_the_original_advises() -> None:
+    by_name = {s.name: s for s in declared()}
+    assert ADVISED_FOR_GUESSING["steps"] == 50 and 3 <= ADVISED_FOR_GUESSING["cfg_scale"] <= 5
+    for name, value in ADVISED_FOR_GUESSING.items():
+        assert by_name[name].check(value) == value
 
 
 def test_the_samplers_on_offer_are_those_that_exist() -> None:

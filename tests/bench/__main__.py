@@ -1,4 +1,4 @@
-"""Command line of the measurements: ``python -m tests.bench step|memory|page|picture|detectors``."""
+"""Command line of the measurements: ``python -m tests.bench step|memory|vram|page|picture|detectors``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
-from tests.bench import detectors, memory, serve, step
+from tests.bench import detectors, memory, serve, step, vram
 
 PHOTO = Path(__file__).resolve().parents[2] / "test_imgs" / "photo_cat.jpg"
 
@@ -34,6 +34,16 @@ def parser() -> argparse.ArgumentParser:
     m = commands.add_parser("memory", help="Peak resident memory of a whole process that draws two pictures.")
     m.add_argument("--dtype", default="bfloat16", help="Number type.")
     m.set_defaults(run=memory.run)
+
+    v = commands.add_parser("vram", help="Megabytes on the device in each phase with --low-vram, added up.")
+    v.add_argument("--model", default="sd15", help="Which model; its weights are not needed.")
+    v.add_argument("--pixels", type=int, default=512, help="Side of the picture.")
+    v.add_argument("--samples", type=int, default=4, help="Pictures at once.")
+    v.add_argument("--controls", type=int, default=1, help="Controls that act in the step.")
+    v.add_argument("--vae-dtype", default="float32", help="What to measure the autoencoder in.")
+    v.add_argument("--only", choices=tuple(vram.PHASES), help="One phase; by default all.")
+    v.add_argument("--no-plain", action="store_true", help="Do not decode plainly, which takes most memory.")
+    v.set_defaults(run=vram.run)
 
     page = commands.add_parser("page", help="Seconds from launch.py to the page's answer.")
     page.set_defaults(run=serve.run_page)

@@ -204,6 +204,30 @@ def test_a_picture_without_settings_is_refused_by_restore(open_page: Open, url: 
     page.locator("#canny-restore").get_by_text("Drop File Here").wait_for()
 
 
+def test_guess_mode_explains_itself_sets_what_is_advised_and_needs_no_prompt(
+    open_page: Open, url: str, pipeline: FakePipeline, photo: Path
+) -> None:
+    page = open_page(url)
+    visitor.upload(page, photo)
+    page.locator("#canny-run").click()
+    page.locator(".toast-body").get_by_text("Guess Mode, under Advanced options").wait_for()
+    visitor.wait_until_done(page)
+    visitor.open_options(page)
+    assert "no prompt is needed" in page.locator("#canny-guess_mode").inner_text()
+    assert page.locator("#canny-advise").count() == 0
+    page.locator("#canny-guess_mode input").check()
+    page.locator("#canny-advise").click()
+    page.wait_for_function("document.querySelector('#canny-steps input[type=number]').value === '50'")
+    assert visitor.number(page, "cfg_scale") == 4
+    page.evaluate("document.querySelector('#canny-status').querySelector('b').textContent = ''")
+    page.locator("#canny-run").click()
+    visitor.wait_until_done(page)
+    request = pipeline.requests[-1]
+    assert (request.guess_mode, request.steps, request.cfg_scale) == (True, 50, 4.0)
+    page.locator("#canny-guess_mode input").uncheck()
+    page.wait_for_selector("#canny-advise", state="detached")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_is_wider_than_a_phone(open_page: Open, url: str, photo: Path, scheme: str) -> None:
     page = open_page(url, 390, 844, scheme)
