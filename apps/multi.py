@@ -11,6 +11,7 @@ APP = Joint(
     apps=(
         *("canny", "mlsd", "hed", "scribble", "fake_scribble"),
         *("pose", "segmentation", "depth", "normal"),
+        *("softedge", "lineart", "shuffle"),
     ),
     first=("canny", "hed", "mlsd", "scribble"),
     examples=(
