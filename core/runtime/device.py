@@ -5,7 +5,9 @@ from __future__ import annotations
 import platform
 
 import torch
+from torch import nn
 
+CPU = torch.device("cpu")
 DEVICES = ("auto", "cpu", "cuda", "cuda:N", "mps")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -73,6 +75,15 @@ def vae_dtype(dtype: torch.dtype) -> torch.dtype:
     Its activations leave float16's range for some pictures, which come out black. bfloat16 has the range.
     """
     return torch.float32 if dtype == torch.float16 else dtype
+
+
+def for_training(net: nn.Module, device: torch.device) -> None:
+    """Bring a network to ``device``, in the layout whose gradients are fastest there.
+
+    On a CPU that is not channels_last: the gradient of GroupNorm is several times slower with it.
+    """
+    with_layout = {"memory_format": torch.channels_last} if device.type == "cuda" else {}
+    net.to(device, **with_layout)  # type: ignore[call-overload]
 
 
 def autocast(kind: str) -> torch.autocast:

@@ -35,6 +35,11 @@ def _training(parser: argparse.ArgumentParser, *, steps: int, rate: float, batch
     parser.add_argument("--warmup", type=int, default=100, help="first steps, over which the rate rises")
     parser.add_argument("--decay", type=int, default=0, help="last steps over which the rate falls to zero")
     parser.add_argument("--batch", type=int, default=batch, help=f"samples a step (default {batch})")
+    _device(parser)
+
+
+def _device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     _stage(commands, "encoder", "fit the autoencoder in closed form")
     sub = _stage(commands, "latents", "encode the scenes with the fitted encoder")
     sub.add_argument("--count", type=int, help="how many of the scenes (default all)")
+    _device(sub)
     sub = _stage(commands, "decoder", "train the decoder on the latents")
     _training(sub, steps=3000, rate=2e-4, batch=8)
     _training(_stage(commands, "base", "train UNet and text encoder"), steps=6000, rate=6e-4, batch=16)
@@ -66,16 +72,21 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--detector", required=True, choices=DETECTORS, help="which detector")
     sub.add_argument("--runs", type=Path, default=RUNS, help="folder that holds the runs' checkpoints")
     sub.add_argument("--ckpts", type=Path, default=CKPTS, help="folder of the exported files")
-    sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
     sub.add_argument("--workers", type=int, default=0, help="more processes, to draw scenes (default 0)")
     sub = _stage(commands, "unpack", "let encoder, latents and base go on from an exported base file")
     sub.add_argument("--base", type=Path, default=CKPTS / "base.safetensors", help="the file")
     sub = _stage(commands, "export", "write the trained base to --ckpts")
     sub.add_argument("--ckpts", type=Path, default=CKPTS, help="folder of the exported files")
+    sub = commands.add_parser("split", help="write a file in parts of at most 15 MiB, to carry it elsewhere")
+    sub.add_argument("file", type=Path, help="such as a run's checkpoint.pt")
+    sub.add_argument("folder", type=Path, help="where the parts go")
+    sub = commands.add_parser("join", help="put the parts together again")
+    sub.add_argument("folder", type=Path, help="where the parts are")
+    sub.add_argument("file", type=Path, help="what they become; its name is the parts'")
     sub = commands.add_parser("classifier", help="train the judge of words, which evaluate asks")
     sub.add_argument("--runs", type=Path, default=RUNS, help="folder that holds the runs' checkpoints")
     sub.add_argument("--minutes", type=float, help="end this run after so long; the next one resumes")
-    sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
+    _device(sub)
     sub = commands.add_parser("evaluate", help="measure the bundled demo model on held-out scenes")
     sub.add_argument("--count", type=int, default=256, help="scenes (default 256)")
     sub.add_argument("--steps", type=int, default=20, help="sampling steps (default 20)")
@@ -109,6 +120,14 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _run_demo(args: argparse.Namespace) -> None:
+    if args.command in ("split", "join"):
+        from core.training.parts import join, split
+
+        if args.command == "join":
+            return join(args.folder, args.file)
+        parts = split(args.file, args.folder)
+        print(f"{len(parts)} parts in {args.folder}")
+        return
     config = load_config(args.config)
     if args.command == "evaluate":
         from core.training.demo import evaluate_control, evaluate_demo, evaluate_detector
@@ -151,13 +170,14 @@ def run_detector(args: argparse.Namespace) -> None:
     from core.training.detectors.train import TASKS, train_detector
     from core.training.toyworld.sprites import default_cache_dir, fetch_sprites
 
+    device = resolve_device(args.device)
     fetch_sprites(default_cache_dir())
     train_detector(
         args.detector,
         default_cache_dir(),
         _loop(args, args.runs / f"detector_{args.detector}"),
         batch_size=args.batch,
-        device=resolve_device(args.device),
+        device=device,
         workers=args.workers,
         output=args.ckpts / TASKS[args.detector].file,
     )
@@ -178,6 +198,7 @@ def _loop(args: argparse.Namespace, output: Path) -> LoopConfig:
 
 def run_stage(args: argparse.Namespace, config: ModelConfig) -> None:
     """Run one training stage."""
+    from core.runtime.device import resolve_device
     from core.training import demo
     from core.training.base import train_base
     from core.training.start import unpack
@@ -185,7 +206,7 @@ def run_stage(args: argparse.Namespace, config: ModelConfig) -> None:
 
     vae_run, base_run = args.runs / "vae", args.runs / "base"
     if args.command == "latents":
-        return demo.make_latents(config, args.data, vae_run, args.count)
+        return demo.make_latents(config, args.data, vae_run, args.count, resolve_device(args.device))
     if args.command == "encoder":
         return fit_autoencoder(config, args.data, vae_run)
     if args.command == "unpack":
@@ -193,11 +214,11 @@ def run_stage(args: argparse.Namespace, config: ModelConfig) -> None:
     if args.command == "export":
         return demo.export_demo_base(config, vae_run, base_run, args.ckpts / "base.safetensors")
     folders = {"decoder": "vae", "base": "base", "control": f"control_{getattr(args, 'control', '')}"}
-    loop = _loop(args, args.runs / folders[args.command])
+    loop, device = _loop(args, args.runs / folders[args.command]), resolve_device(args.device)
     if args.command == "decoder":
-        return train_decoder(config, args.data, loop, batch_size=args.batch)
+        return train_decoder(config, args.data, loop, batch_size=args.batch, device=device)
     if args.command == "base":
-        return train_base(config, args.data, loop, batch_size=args.batch)
+        return train_base(config, args.data, loop, batch_size=args.batch, device=device)
     output = args.ckpts / f"{args.control}.safetensors"
     demo.train_demo_control(
         config,
@@ -209,6 +230,7 @@ def run_stage(args: argparse.Namespace, config: ModelConfig) -> None:
         output=output,
         crop=args.crop,
         over=args.over,
+        device=device,
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from core.config import ModelConfig
 from core.models.text_encoder import END_TOKEN, START_TOKEN, TextEncoder, tokenizer
 from core.models.unet import UNet
-from core.runtime.device import autocast
+from core.runtime.device import CPU, autocast, for_training
 from core.training.data import LatentScenes
 from core.training.diffusion import DiffusionLoss, draw
 from core.training.loop import LoopConfig, Trainer
@@ -75,7 +75,6 @@ class Denoiser(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         """Build both from ``config``, with the toy world's vocabulary; the text encoder is locked."""
         super().__init__()
-        # Not channels_last: the gradient of GroupNorm is then several times slower on a CPU.
         self.unet = UNet(config.unet)
         for name, p in self.unet.named_parameters():
             if name.endswith("proj_out.weight"):  # zero otherwise, which shuts the words out for long
@@ -95,23 +94,26 @@ def load_text(model: Denoiser, run: Path) -> None:
     model.text.load_state_dict(load_file(path))
 
 
-def train_base(config: ModelConfig, data: Path, loop: LoopConfig, *, batch_size: int = 32) -> None:
+def train_base(
+    config: ModelConfig, data: Path, loop: LoopConfig, *, batch_size: int = 32, device: torch.device = CPU
+) -> None:
     """Train the UNet on the latents in ``data``; resumes from ``loop.output``."""
     torch.manual_seed(loop.seed)
     model = Denoiser(config)
-    dataset = LatentScenes.open(data)
+    dataset = LatentScenes.open(data, device)
     load_text(model, loop.output)
     if (loop.output / START).exists():
         model.unet.load_state_dict(load_file(loop.output / START))
+    for_training(model, device)
     # Every time step counts alike: the noisiest, where only the words tell what there will be, too.
     criterion = DiffusionLoss(config.schedule)
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
         which, x_0 = dataset.draw(batch_size, generator)
         captions = varied_captions([dataset.scenes.captions[i] for i in which], generator)
-        noise, t = draw(tuple(x_0.shape), config.schedule.timesteps, generator)
+        noise, t = (v.to(device) for v in draw(tuple(x_0.shape), config.schedule.timesteps, generator))
         x_t = criterion.noised(x_0, noise, t)
-        with autocast("cpu"):
+        with autocast(device.type):
             prediction = model.unet(x_t, t, model.text.encode(captions))
         return criterion(prediction, x_0, noise, t)
 

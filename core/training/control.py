@@ -15,7 +15,7 @@ from core.config import ModelConfig
 from core.models.text_encoder import TextEncoder
 from core.models.unet import UNet
 from core.models.variants import AnyControlNet, control_class
-from core.runtime.device import autocast
+from core.runtime.device import CPU, autocast, for_training
 from core.training.base import varied_captions
 from core.training.data import LatentScenes
 from core.training.diffusion import DiffusionLoss, draw
@@ -44,7 +44,10 @@ def control_prediction(unet: UNet, net: AnyControlNet, batch: ControlBatch, x_t:
 
 
 class SceneControlBatches:
-    """Draws batches of latents, captions and hints: cached ones, or edges made anew for "canny"."""
+    """Draws batches of latents, captions and hints: cached ones, or edges made anew for "canny".
+
+    They lie where the text encoder computes.
+    """
 
     def __init__(
         self, data: Path, text: TextEncoder, control: str, size: int, crop: int | None = None
@@ -55,7 +58,8 @@ class SceneControlBatches:
         """
         if control not in CONTROLS:
             raise ValueError(f"control is {control!r}: give one of {', '.join(CONTROLS)}.")
-        self.dataset = LatentScenes.open(data)
+        self.device = text.positional_embedding.device
+        self.dataset = LatentScenes.open(data, self.device)
         self.text = text
         self.cached = CachedHints.open(data, control) if control in HINT_MAKERS else None
         self.size = size
@@ -83,11 +87,11 @@ class SceneControlBatches:
             rows_px, columns_px = (slice(a * self.factor, (a + self.cells) * self.factor) for a in (y, x))
             part = hint[rows_px, columns_px]
             maps.append(part if part.ndim == 3 else np.repeat(part[:, :, None], 3, axis=2))
-        with torch.no_grad(), autocast("cpu"):
+        with torch.no_grad(), autocast(self.device.type):
             context = self.text.encode(captions)
-        x_0 = torch.from_numpy(np.stack(cut)).float()
-        hint_tensor = torch.from_numpy(np.stack(maps)).permute(0, 3, 1, 2).float().div_(255.0)
-        return ControlBatch(x_0, context, hint_tensor)
+        pictures = torch.from_numpy(np.stack(maps)).to(self.device)
+        hint_tensor = pictures.permute(0, 3, 1, 2).float().div_(255.0)
+        return ControlBatch(torch.stack(cut).float(), context, hint_tensor)
 
 
 def trained_over(net: AnyControlNet, name: str) -> bool:
@@ -107,25 +111,28 @@ def train_control(
     *,
     batch_size: int,
     over: bool = False,
+    device: torch.device = CPU,
 ) -> AnyControlNet:
     """Train a ControlNet on the locked ``unet``; resumes from ``loop.output``; returns the moving average.
 
     It is of the variant that ``config.control`` names. ``over`` keeps the trunk that it starts with and
-    trains what ``trained_over`` says.
+    trains what ``trained_over`` says. The batches must lie on ``device``.
     """
     torch.manual_seed(loop.seed)
     unet.requires_grad_(False).float()
     net = control_class(config.control).from_unet(unet, config.control)
     load_start(net, loop.output)
+    for_training(unet, device)
+    for_training(net, device)
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(not over or trained_over(net, name))
     criterion = DiffusionLoss(config.schedule)
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
         batch = draw_batch(generator)
-        noise, t = draw(tuple(batch.x_0.shape), config.schedule.timesteps, generator)
+        noise, t = (v.to(device) for v in draw(tuple(batch.x_0.shape), config.schedule.timesteps, generator))
         x_t = criterion.noised(batch.x_0, noise, t)
-        with autocast("cpu"):
+        with autocast(device.type):
             prediction = control_prediction(unet, net, batch, x_t, t)
         return criterion(prediction, batch.x_0, noise, t)
 

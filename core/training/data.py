@@ -84,14 +84,18 @@ def to_tensor(images: NDArray[np.uint8]) -> Tensor:
 
 @torch.inference_mode()
 def cache_latents(vae: AutoencoderKL, data: Path, *, count: int | None = None, batch_size: int = 16) -> None:
-    """Write latents.npy (N, C, h, w) float16, scaled modes, of the first ``count`` scenes."""
+    """Write latents.npy (N, C, h, w) float16, scaled modes, of the first ``count`` scenes.
+
+    It computes where ``vae`` is.
+    """
+    device = next(vae.parameters()).device
     images = Scenes.open(data).images[:count]
     side = images.shape[1] // vae.factor
     latents = np.empty((len(images), vae.config.embed_dim, side, side), np.float16)
     for start in tqdm(range(0, len(images), batch_size), desc="latents", mininterval=10):
-        batch = to_tensor(images[start : start + batch_size])
-        with autocast("cpu"):
-            latents[start : start + len(batch)] = vae.encode(batch).half().numpy()
+        batch = to_tensor(images[start : start + batch_size]).to(device)
+        with autocast(device.type):
+            latents[start : start + len(batch)] = vae.encode(batch).half().cpu().numpy()
     partial_path = data / "latents.partial.npy"
     np.save(partial_path, latents)
     os.replace(partial_path, data / "latents.npy")
@@ -99,14 +103,14 @@ def cache_latents(vae: AutoencoderKL, data: Path, *, count: int | None = None, b
 
 @dataclass(frozen=True, slots=True)
 class LatentScenes:
-    """Cached latents (N, C, h, w) float16, of the first N of the scenes."""
+    """Cached latents (N, C, h, w) float16, of the first N of the scenes, all of them on one device."""
 
-    latents: NDArray[np.float16]
+    latents: Tensor
     scenes: Scenes
 
     @classmethod
-    def open(cls, data: Path) -> LatentScenes:
-        """Open what ``cache_latents`` wrote.
+    def open(cls, data: Path, device: torch.device | None = None) -> LatentScenes:
+        """Read what ``cache_latents`` wrote; ``device`` is where it goes, by default main memory.
 
         Raises:
             FileNotFoundError: with the command that makes the latents.
@@ -115,9 +119,9 @@ class LatentScenes:
             raise FileNotFoundError(
                 f"{data} holds no latents. Run: python -m core.training latents --data {data}"
             )
-        return cls(np.load(data / "latents.npy"), Scenes.open(data))
+        return cls(torch.from_numpy(np.load(data / "latents.npy")).to(device or "cpu"), Scenes.open(data))
 
     def draw(self, size: int, generator: torch.Generator) -> tuple[NDArray[np.int64], Tensor]:
         """Draw indices (size,) and their latents (size, C, h, w) float32."""
-        which = torch.randint(len(self.latents), (size,), generator=generator).numpy()
-        return which, torch.from_numpy(self.latents[which]).float()
+        which = torch.randint(len(self.latents), (size,), generator=generator)
+        return which.numpy(), self.latents[which.to(self.latents.device)].float()

@@ -11,6 +11,7 @@ import torch
 
 from core.config import ModelConfig
 from core.models.vae import AutoencoderKL
+from core.runtime.device import CPU
 from core.training.base import START, Denoiser, load_text
 from core.training.control import SceneControlBatches, train_control
 from core.training.data import cache_latents
@@ -29,9 +30,11 @@ def known_sprites() -> SpriteLibrary:
     return SpriteLibrary.load(objects=all_objects()[:BASE_OBJECTS])
 
 
-def make_latents(config: ModelConfig, data: Path, vae_run: Path, count: int | None) -> None:
+def make_latents(
+    config: ModelConfig, data: Path, vae_run: Path, count: int | None, device: torch.device = CPU
+) -> None:
     """Encode the first ``count`` scenes of ``data`` with the fitted encoder."""
-    cache_latents(load_fitted(config, vae_run), data, count=count)
+    cache_latents(load_fitted(config, vae_run).to(device), data, count=count)
 
 
 def load_vae(config: ModelConfig, vae_run: Path) -> AutoencoderKL:
@@ -66,16 +69,20 @@ def train_demo_control(
     output: Path,
     crop: int | None = None,
     over: Path | None = None,
+    device: torch.device = CPU,
 ) -> None:
     """Train the ControlNet named ``control`` on the trained base and write it to ``output``.
 
     ``over`` is the file of another ControlNet, whose trunk it takes over; ``crop`` is as for the batches.
     """
     base = load_denoiser(config, base_run)
+    base.text.to(device)
     batches = SceneControlBatches(data, base.text, control, batch_size, crop)
     if over is not None:
         begin_with(over, loop.output)
-    net = train_control(config, base.unet, batches, loop, batch_size=batch_size, over=over is not None)
+    net = train_control(
+        config, base.unet, batches, loop, batch_size=batch_size, over=over is not None, device=device
+    )
     export_control(config, net, output, over)
 
 

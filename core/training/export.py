@@ -27,7 +27,7 @@ MODEL = "model.yaml"
 
 def _half(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {
-        prefix + key: (t.half() if t.is_floating_point() else t).detach().contiguous()
+        prefix + key: (t.half() if t.is_floating_point() else t).detach().cpu().contiguous()
         for key, t in tensors.items()
     }
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from core.config import ModelConfig
 from core.models.vae import AutoencoderKL
-from core.runtime.device import autocast
+from core.runtime.device import CPU, autocast, for_training
 from core.training.data import LatentScenes, Scenes, to_tensor
 from core.training.loop import LoopConfig, Trainer
 from core.training.vae_init import init_as_pyramid, whiten
@@ -61,7 +61,7 @@ def aligned_crops(
         latents.append(dataset.latents[i, :, y : y + cells, x : x + cells])
         rows, columns = slice(y * factor, (y + cells) * factor), slice(x * factor, (x + cells) * factor)
         images.append(dataset.scenes.images[i, rows, columns])
-    return torch.from_numpy(np.stack(latents)).float(), to_tensor(np.stack(images))
+    return torch.stack(latents).float(), to_tensor(np.stack(images)).to(dataset.latents.device)
 
 
 def edge_loss(a: Tensor, b: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def edge_loss(a: Tensor, b: Tensor) -> Tensor:
 
 def decoder_loss(vae: AutoencoderKL, latents: Tensor, images: Tensor, generator: torch.Generator) -> Tensor:
     """Return the pixel and edge loss of decoding ``latents`` (B, C, h, w), slightly noised, to ``images``."""
-    noised = latents + LATENT_NOISE * torch.randn(latents.shape, generator=generator)
+    noised = latents + LATENT_NOISE * torch.randn(latents.shape, generator=generator).to(latents.device)
     with autocast(images.device.type):
         out = vae.decode(noised)
     out = out.float()
@@ -81,14 +81,20 @@ def decoder_loss(vae: AutoencoderKL, latents: Tensor, images: Tensor, generator:
 
 
 def train_decoder(
-    config: ModelConfig, data: Path, loop: LoopConfig, *, batch_size: int, crop: int = 128
+    config: ModelConfig,
+    data: Path,
+    loop: LoopConfig,
+    *,
+    batch_size: int,
+    crop: int = 128,
+    device: torch.device = CPU,
 ) -> None:
     """Train the decoder on cached latents; resumes from ``loop.output``, where the fitted start lies too."""
-    # Not channels_last: the gradient of GroupNorm is then several times slower on a CPU.
     vae = load_fitted(config, loop.output)
+    for_training(vae, device)
     vae.decoder.requires_grad_(True)
     vae.post_quant_conv.requires_grad_(True)
-    dataset = LatentScenes.open(data)
+    dataset = LatentScenes.open(data, device)
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
         latents, images = aligned_crops(dataset, batch_size, crop, vae.factor, generator)

@@ -16,6 +16,8 @@ from core.config import ModelConfig, ScheduleConfig, load_config
 from core.models.controlnet import ControlNet
 from core.models.unet import UNet
 from core.models.vae import AutoencoderKL
+from core.runtime.device import for_training
+from core.training.__main__ import main, parser
 from core.training.base import UNKNOWN_WORD, Denoiser, kept_token_ids, load_text, vary_caption
 from core.training.control import (
     ControlBatch,
@@ -103,7 +105,7 @@ def test_the_decoder_learns_and_the_encoder_stays(tmp_path: Path) -> None:
 def test_latent_crops_lie_over_their_pictures() -> None:
     picture = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(1, 64, 64, 3)
     corner = picture[:, ::8, ::8].transpose(0, 3, 1, 2).astype(np.float16)
-    dataset = LatentScenes(corner, Scenes(picture, ("a",)))
+    dataset = LatentScenes(torch.from_numpy(corner), Scenes(picture, ("a",)))
     latents, images = aligned_crops(dataset, 5, 32, 8, torch.Generator().manual_seed(0))
     assert latents.shape == (5, 3, 4, 4) and images.shape == (5, 3, 32, 32)
     assert torch.allclose(images[:, :, ::8, ::8], latents / 127.5 - 1, atol=1e-5)
@@ -193,6 +195,39 @@ def test_captions_are_dropped_extended_and_kept_in_the_said_shares() -> None:
     assert all("a red car" in s for s in rest)
     assert sum(s.endswith(ADDED_PROMPT) for s in rest) / len(rest) == pytest.approx(0.5, abs=0.03)
     assert 0 < sum(UNKNOWN_WORD in s for s in rest) / len(rest) < 0.1
+
+
+@pytest.mark.parametrize("stage", ["latents", "decoder", "base", "control", "detector", "classifier"])
+def test_every_stage_takes_a_device_and_finds_the_best_by_itself(stage: str) -> None:
+    needed = ["--detector", "depth"] if stage == "detector" else []
+    assert parser().parse_args([stage, *needed]).device == "auto"
+    assert parser().parse_args([stage, *needed, "--device", "cuda:1"]).device == "cuda:1"
+    assert main([stage, *needed, "--device", "tpu"]) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_a_control_is_trained_on_a_gpu_and_exported(config: ModelConfig, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    unet, device = UNet(config.unet), torch.device("cuda")
+    _fill_output(unet)
+
+    def batch(generator: torch.Generator) -> ControlBatch:
+        made = _batch(config, generator)
+        return ControlBatch(made.x_0.to(device), made.context.to(device), made.hint.to(device))
+
+    loop = LoopConfig(output=tmp_path, steps=3, learning_rate=1e-2, warmup=1)
+    net = train_control(config, unet, batch, loop, batch_size=2, device=device)
+    export_control(config, net, tmp_path / "canny.safetensors")
+    loaded = load_control(
+        config, tmp_path / "canny.safetensors", device=torch.device("cpu"), dtype=torch.float32
+    )
+    assert all(p.isfinite().all() for p in loaded.parameters())
+
+
+def test_networks_keep_their_layout_on_a_cpu() -> None:
+    net = torch.nn.Conv2d(8, 8, 3)
+    for_training(net, torch.device("cpu"))
+    assert net.weight.is_contiguous()
 
 
 def test_the_vocabulary_has_the_size_that_the_config_says() -> None:
