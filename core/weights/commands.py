@@ -59,7 +59,7 @@ def _command(
     help: str,
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=help, description=f"{help.capitalize()}."
+        name, help=help, description=f"{help[0].upper()}{help[1:]}."
     )
     parser.set_defaults(run=run)
     return parser
@@ -90,7 +90,7 @@ def _told(out: Path, size: int) -> int:
     from core.weights.describe import describe
 
     print(f"Wrote {out}, {size_text(size)}.")
-    print("\n".join(describe(out)[1:]))
+    print("\n".join(line for line in describe(out)[1:] if not line.startswith("metadata:")))
     return 0
 
 
@@ -160,5 +160,12 @@ def _convert(registry: Registry, options: argparse.Namespace) -> int:
 def _info(registry: Registry, options: argparse.Namespace) -> int:
     from core.weights.describe import describe
 
-    print("\n\n".join("\n".join(describe(find(registry, name))) for name in options.files))
+    paths = [path for name in options.files for path in _inside(find(registry, name))]
+    print("\n\n".join("\n".join(describe(path)) for path in paths))
     return 0
+
+
+def _inside(path: Path) -> list[Path]:
+    """Return a folder's weight files; a file, or a folder without any, as it is."""
+    files = sorted(file for file in path.rglob("*") if file.suffix in {".safetensors", ".bin"})
+    return files or [path]

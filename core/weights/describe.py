@@ -9,7 +9,7 @@ from pathlib import Path
 from core.weights.checkpoint import FAMILY_CONFIGS
 from core.weights.convert import CONTROL, TEXT, UNET, VAE
 from core.weights.formats import TensorFile, TensorInfo, open_layers
-from core.weights.recognise import CheckpointInfo, recognise
+from core.weights.recognise import FORMAT, CheckpointInfo, recognise
 from core.weights.registry import size_text
 
 SHOWN_CHARS = 200
@@ -48,6 +48,9 @@ ADVICE: dict[str, tuple[str, ...]] = {
         "Make a plain ControlNet of it: python -m core.weights transfer {file} --to BASE OUT.safetensors",
     ),
     "lora": ("Draw with it, at 80 %: python launch.py --lora {file}:0.8",),
+    "diffusers_unet": (
+        "Convert the folder that its folder lies in: python -m core.weights convert FOLDER OUT.safetensors",
+    ),
     "vae": ("Draw with it: python launch.py --vae {file}",),
     "diffusers_vae": ("Draw with it: python launch.py --vae {file}",),
     "embedding": ("Use it in a prompt, by its name: see docs/prompts.md.",),
@@ -110,7 +113,10 @@ def _sections(tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[str, str]]:
 
 
 def _metadata(file: TensorFile) -> Iterator[tuple[str, str]]:
+    own = file.metadata.get("format") == FORMAT
     for key, value in sorted(file.metadata.items()):
+        if own and key == "config":
+            value = f"what the model is made of ({len(value.splitlines())} lines)"
         line = " ".join(value.split())
         cut = line if len(line) <= SHOWN_CHARS else f"{line[:SHOWN_CHARS]}... ({len(line):,} characters)"
         yield "metadata", f"{key} = {cut}"

@@ -117,6 +117,23 @@ def test_info_tells_what_a_file_is_and_what_to_do_with_it(folder: Path, kind: st
     assert "metadata:       format = controlnet-suite" in told
 
 
+def test_info_looks_into_a_folder(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "diffusers"
+    assert main(["convert", str(folder / "full.safetensors"), str(out)]) == 0
+    assert "  unet/diffusion_pytorch_model.safetensors" in capsys.readouterr().out
+    assert main(["info", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert told.count("\nis:             ") == 4 and "a UNet in the diffusers layout" in told
+    back = tmp_path / "back.safetensors"
+    assert main(["convert", str(out), str(back)]) == 0
+    assert main(["convert", str(out / "controlnet"), str(tmp_path / "control.safetensors")]) == 0
+    got = load_file(back) | load_file(tmp_path / "control.safetensors")
+    expected = load_file(folder / "full.safetensors")
+    same = [key for key in expected if key in got and torch.equal(got[key], expected[key])]
+    assert {key for key in expected if key.count(".") > 1} == set(same)
+    assert main(["convert", str(folder), str(tmp_path / "x.safetensors")]) == 1
+
+
 def test_info_counts_number_formats_and_names_what_else_lies_in_a_pickle(tmp_path: Path) -> None:
     state = ema_state(NETS) | base_state(NETS) | {"half": torch.zeros(3, dtype=torch.float16)}
     path = tmp_path / "training.ckpt"
