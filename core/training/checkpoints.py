@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +64,29 @@ class Checkpoints:
     def write(self, step: int, state: dict[str, Any]) -> Path:
         """Write a checkpoint beside the last good one, put it in its place in one move, drop the oldest.
 
+        Where the disk is full the older ones make room, but for the newest.
+
         Raises:
-            OSError: it cannot be written; those that were there are as they were.
+            OSError: it cannot be written; the newest one is as it was.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        for torn in self.folder.glob(f"*{PARTIAL}"):  # of a process that was killed
+            torn.unlink(missing_ok=True)
+        while True:
+            try:
+                path = self._write(step, state)
+                break
+            except OSError as error:
+                found = self.found()
+                if error.errno != errno.ENOSPC or len(found) < 2:
+                    raise
+                log.warning("The disk is full: %s goes, to make room for a newer one.", found[-1])
+                found[-1].unlink()
+        for old in self.found()[max(1, self.keep) :]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def _write(self, step: int, state: dict[str, Any]) -> Path:
         path = self.path_of(step)
         partial = path.with_suffix(PARTIAL)
         try:
@@ -74,9 +95,9 @@ class Checkpoints:
                 file.flush()
                 os.fsync(file.fileno())  # else a power cut may leave the new name with nothing behind it
             os.replace(partial, path)
-        except (OSError, RuntimeError) as error:  # torch tells a full disk as a RuntimeError
+        except RuntimeError as error:  # what torch makes of a write that failed
+            free = shutil.disk_usage(self.folder).free
+            raise OSError(errno.ENOSPC, f"no space left, {free / 2**20:,.0f} MB are free") from error
+        finally:
             partial.unlink(missing_ok=True)
-            raise error if isinstance(error, OSError) else OSError(str(error).splitlines()[0]) from error
-        for old in self.found()[max(1, self.keep) :]:
-            old.unlink(missing_ok=True)
         return path

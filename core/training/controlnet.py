@@ -111,13 +111,15 @@ def train_controlnet(run: ControlRun) -> bool:
     """
     with processes(run.device) as group, ExitStack() as closing:
         source = find_source(run.base)
-        check_run(run, source, group)
+        check_run(run, source)
         data = _open(run, run.data, source.config, group)
         board = None
         if run.tensorboard and group.first:
             board = Board(run.output / "tensorboard")
             closing.callback(board.close)
         parts = prepare(run, source, data, group)
+        if group.first:
+            (run.output / RUN).write_text(json.dumps(facts(run, source)))
         trainer = train(run, parts, group, board)
         if group.first:
             trainer.use_average()
@@ -139,32 +141,32 @@ def _open(run: ControlRun, folder: Path, config: ModelConfig, group: Processes) 
     return open_pairs(folder, size, output, quiet=True)
 
 
-def check_run(run: ControlRun, source: Source, group: Processes) -> None:
-    """Compare with what the output folder was begun with, and remember it.
-
-    Raises:
-        ValueError: the folder belongs to another base or size.
-    """
-    size = list(run.size or (source.config.resolution, source.config.resolution))
-    wanted: dict[str, Any] = {
+def facts(run: ControlRun, source: Source) -> dict[str, Any]:
+    """Return what may not change from one run in a folder to the next."""
+    return {
         "base": f"{source.base.name}, {source.base.stat().st_size:,} bytes",
-        "size": size,
+        "size": list(run.size or (source.config.resolution, source.config.resolution)),
         "variant": run.variant,
         "start": str(run.start) if run.start else None,
     }
+
+
+def check_run(run: ControlRun, source: Source) -> None:
+    """Compare with what the output folder was begun with.
+
+    Raises:
+        ValueError: the folder belongs to another base, size, variant or start.
+    """
     path = run.output / RUN
-    if path.is_file():
-        there = json.loads(path.read_text())
-        other = [
-            f"{key} was {there.get(key)}, now {value}"
-            for key, value in wanted.items()
-            if there.get(key) != value
-        ]
-        if other:
-            raise ValueError(f"{run.output} holds another run: {'; '.join(other)}. Give another --output.")
-    elif group.first:
-        run.output.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(wanted))
+    if not path.is_file():
+        return
+    there = json.loads(path.read_text())
+    wanted = facts(run, source)
+    other = [
+        f"{key} was {there.get(key)}, now {wanted[key]}" for key in wanted if there.get(key) != wanted[key]
+    ]
+    if other:
+        raise ValueError(f"{run.output} holds another run: {'; '.join(other)}. Give another --output.")
 
 
 def prepare(run: ControlRun, source: Source, data: PairFolder, group: Processes) -> Parts:

@@ -275,7 +275,8 @@ class Trainer:
             log.error(
                 "Step %d: the checkpoint cannot be written (%s): make room in %s. Training goes on, and "
                 "tries again in %d steps; the last good one is %s.",
-                self.step, error, self.config.output, self.config.save_every, self.checkpoints.newest,
+                self.step, error.strerror or error, self.config.output, self.config.save_every,
+                self.checkpoints.newest,
             )  # fmt: skip
 
     def _save_last(self) -> None:
@@ -289,7 +290,8 @@ class Trainer:
                 self.save()
             except OSError as error:
                 raise SuiteError(
-                    f"Step {self.step}: the checkpoint cannot be written to {self.config.output} ({error}). "
+                    f"Step {self.step}: the checkpoint cannot be written to {self.config.output} "
+                    f"({error.strerror or error}). "
                     f"The last good one is {self.checkpoints.newest}: make room, and give the command again."
                 ) from error
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -9,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from core.errors import SuiteError
+from core.training.checkpoints import Checkpoints
 from core.training.loop import LoopConfig, Trainer
 
 
@@ -77,3 +81,103 @@ def test_a_torn_write_leaves_the_last_good_checkpoint(
         _train(tmp_path, 10, stop_after=2)
     assert (tmp_path / "checkpoint.pt").read_bytes() == good
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def _state(step: int) -> dict[str, Tensor]:
+    return {"step": torch.tensor(step)}
+
+
+def test_the_last_checkpoints_stay_and_a_torn_one_is_passed_over(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (10, 20, 30):
+        checkpoints.write(step, _state(step))
+    assert [path.name for path in checkpoints.found()] == ["step_00000030.pt", "step_00000020.pt"]
+    newest = tmp_path / "step_00000030.pt"
+    newest.write_bytes(newest.read_bytes()[:200])
+    found = checkpoints.read()
+    assert found is not None and found[0].name == "step_00000020.pt" and int(found[1]["step"]) == 20
+    (tmp_path / "step_00000020.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match="No checkpoint in .* can be read"):
+        checkpoints.read()
+
+
+def test_on_a_full_disk_old_checkpoints_make_room_and_the_newest_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    for step in (10, 20, 30):
+        checkpoints.write(step, _state(step))
+    real = torch.save
+
+    def full(state: object, file: BinaryIO) -> None:
+        if len(checkpoints.found()) > 1:
+            raise RuntimeError("enforce fail")  # torch's own words for it
+        real(state, file)
+
+    monkeypatch.setattr(torch, "save", full)
+    checkpoints.write(40, _state(40))
+    assert [path.name for path in checkpoints.found()] == ["step_00000040.pt", "step_00000030.pt"]
+
+    def fuller(state: object, file: BinaryIO) -> None:
+        raise RuntimeError("enforce fail")
+
+    monkeypatch.setattr(torch, "save", fuller)
+    with pytest.raises(OSError, match="MB are free"):
+        checkpoints.write(50, _state(50))
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000040.pt"]
+
+
+def _countdown(output: Path, **changes: int) -> tuple[Trainer, Callable[[int, torch.Generator], Tensor]]:
+    weight = nn.Parameter(torch.ones(1))
+    trainer = Trainer([("w", weight)], LoopConfig(output=output, steps=6, save_every=2, **changes))
+    return trainer, lambda batch, generator: weight.pow(2).sum()
+
+
+def test_a_full_disk_does_not_end_a_run_before_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, loss = _countdown(tmp_path)
+    real = torch.save
+
+    def full_at_4(state: dict[str, int], file: BinaryIO) -> None:
+        if state["step"] == 4:
+            raise RuntimeError("enforce fail")
+        real(state, file)
+
+    monkeypatch.setattr(torch, "save", full_at_4)
+    trainer.run(loss, 1)
+    assert torch.load(tmp_path / "checkpoint.pt")["step"] == 6
+    trainer, loss = _countdown(tmp_path / "full")
+    monkeypatch.setattr(torch, "save", lambda state, file: full_at_4({"step": 4}, file))
+    with pytest.raises(SuiteError, match="Step 6: the checkpoint cannot be written"):
+        trainer.run(loss, 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_after_the_step_it_falls_in_and_saves(tmp_path: Path, number: signal.Signals) -> None:
+    trainer, loss = _countdown(tmp_path)
+    before = signal.getsignal(number)
+
+    def interrupted(batch: int, generator: torch.Generator) -> Tensor:
+        if batch == 2:
+            signal.raise_signal(number)
+        return loss(batch, generator)
+
+    trainer.run(interrupted, 1)
+    assert trainer.stopped and trainer.step == 3
+    assert torch.load(tmp_path / "checkpoint.pt")["step"] == 3
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_ctrl_c_ends_at_once_and_the_last_checkpoint_stays(tmp_path: Path) -> None:
+    trainer, loss = _countdown(tmp_path)
+
+    def interrupted(batch: int, generator: torch.Generator) -> Tensor:
+        if batch == 3:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return loss(batch, generator)
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(interrupted, 1)
+    assert torch.load(tmp_path / "checkpoint.pt")["step"] == 2
