@@ -39,9 +39,9 @@ class ControlRun:
     """A checked command line: what to train, on what, and how.
 
     ``variant`` is a kind of ControlNet, as in the models' configs. ``size`` None is the base's own;
-    ``validation`` None draws pairs of ``data``. ``decoder_rate`` is the learning rate of the base's decoder
-    where ``sd_locked`` is off. ``cache`` keeps latents and contexts on disk, ``loop.offload`` the optimiser
-    in main memory.
+    ``validation`` None draws pairs of ``data``, ``cfg_scale`` None at the base's guidance scale.
+    ``decoder_rate`` is the learning rate of the base's decoder where ``sd_locked`` is off. ``cache`` keeps
+    latents and contexts on disk, ``loop.offload`` the optimiser in main memory.
     """
 
     base: str
@@ -62,6 +62,7 @@ class ControlRun:
     validation: Path | None = None
     validate_every: int = 0
     validate_count: int = 4
+    cfg_scale: float | None = None
     tensorboard: bool = False
     device: str = "auto"
 
@@ -256,8 +257,9 @@ def train(run: ControlRun, parts: Parts, group: Processes, board: Board | None) 
     if run.validation is not None:
         data = _open(run, run.validation, config, group)
     validation = Validation(
-        config, parts.model, parts.encoder, data, run.output / "samples", run.validate_count
-    )
+        config, parts.model, parts.encoder, data, run.output / "samples", run.validate_count,
+        config.cfg_scale if run.cfg_scale is None else run.cfg_scale,
+    )  # fmt: skip
 
     def after_step(step: int, figures: dict[str, float]) -> None:
         if not group.first:

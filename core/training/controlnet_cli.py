@@ -143,6 +143,9 @@ def _add_records(group: argparse._ArgumentGroup) -> None:
         "--validation", type=Path, metavar="DIR", help="pairs to draw (default: the first of --data)"
     )
     group.add_argument("--validate-count", type=_count, default=4, metavar="N", help="how many (default 4)")
+    group.add_argument(
+        "--cfg-scale", type=float, metavar="S", help="guidance when drawing (default: the base's)"
+    )
     group.add_argument("--tensorboard", action="store_true", help="write to OUTPUT/tensorboard too")
 
 
@@ -232,6 +235,7 @@ def control_run(args: argparse.Namespace) -> ControlRun:
         validation=args.validation,
         validate_every=args.validate_every,
         validate_count=args.validate_count,
+        cfg_scale=args.cfg_scale,
         tensorboard=args.tensorboard,
         device=args.device,
     )

@@ -39,7 +39,8 @@ class Validation:
     encoder: Encoder
     data: PairFolder
     folder: Path
-    count: int = 4
+    count: int
+    cfg_scale: float
     steps: int = 20
 
     def write(self, step: int) -> NDArray[np.uint8]:
@@ -74,7 +75,7 @@ class Validation:
                 schedule=Schedule(config.schedule),
                 context_kv=text_rows(model.unet, context, 1),
                 controls=[prepare_control(model.net, unit, hint_to_tensor(hint), context, 1)],
-                cfg_scale=config.cfg_scale,
+                cfg_scale=self.cfg_scale,
                 guess_mode=False,
                 steps=self.steps,
             )

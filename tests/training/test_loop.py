@@ -127,9 +127,9 @@ def test_on_a_full_disk_old_checkpoints_make_room_and_the_newest_stays(
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000040.pt"]
 
 
-def _countdown(output: Path, **changes: int) -> tuple[Trainer, Callable[[int, torch.Generator], Tensor]]:
+def _countdown(output: Path) -> tuple[Trainer, Callable[[int, torch.Generator], Tensor]]:
     weight = nn.Parameter(torch.ones(1))
-    trainer = Trainer([("w", weight)], LoopConfig(output=output, steps=6, save_every=2, **changes))
+    trainer = Trainer([("w", weight)], LoopConfig(output=output, steps=6, save_every=2))
     return trainer, lambda batch, generator: weight.pow(2).sum()
 
 
