@@ -6,7 +6,7 @@ APP = Joint(
     name="multi",
     title="Several Controls at Once",
     tab="Multi",
-    order=100,
+    order=190,
     aliases=("multi_control", "multicontrol", "multicontrolnet", "several"),
     apps=(
         *("canny", "mlsd", "hed", "scribble", "fake_scribble"),

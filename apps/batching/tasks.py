@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from apps.batching.files import OF_REQUEST, read_map_facts, read_picture_facts, 
 from apps.batching.pictures import Picture, Prompts, read_json_lines
 from apps.batching.run import Facts, Job, OnStep
 from apps.page.drawing import Events, make_hint, make_request, with_control
-from apps.page.model import Pipeline, explain_missing
+from apps.page.model import ALONE, Pipeline, explain_missing
 from apps.page.plan import stored_settings
 from apps.page.settings import DETECT, Setting, Settings, parse
 from apps.spec import App
@@ -26,6 +27,8 @@ from core.errors import SuiteError, WeightsMissing
 from core.images import resize, to_rgb
 from core.metadata import save_png
 from core.request import Request, Result
+
+log = logging.getLogger(__name__)
 
 MAPS = "maps"
 NO_PROMPT = "there is no prompt for it: give --prompt, a line for it in --prompts, or a .txt file beside it"
@@ -88,6 +91,8 @@ class Drawing:
             missing = explain_missing(pipeline, self.work.app.control)
             if missing and not self.work.app.alone:
                 raise WeightsMissing(missing)
+            if missing:
+                log.warning("%s %s", ALONE, missing)
             self.pipeline = pipeline
         return self.pipeline
 

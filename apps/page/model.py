@@ -14,6 +14,7 @@ from core.request import Progress, Request, Result
 
 log = logging.getLogger(__name__)
 
+ALONE = "Drawn without the ControlNet made for this, by the base model alone: it knows the prompt only."
 DEMO, FULL = "demo", "sd15"
 
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import annotators
 from annotators.networks import find_weights, stand_in_words
 from apps.page import look
-from apps.page.model import Model, explain_missing, stand_in
+from apps.page.model import ALONE, Model, explain_missing, stand_in
 from apps.spec import App
 from core.errors import WeightsMissing
 
-ALONE = "Drawn without the ControlNet made for this, by the base model alone: it knows the prompt only."
 BRING_MAP = "Or bring a map of your own: {where}set Preprocessor to “None: my image is already a map”."
 
 

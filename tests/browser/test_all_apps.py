@@ -140,5 +140,40 @@ def test_nothing_sticks_out_of_any_tab(
         visitor.open_tab(page, entry.tab)
         page.wait_for_selector(f"#{entry.name}-run")
         assert visitor.too_wide(page) == [], entry.name
-    if width == 1280:
+
+
+def test_the_tabs_that_open_by_themselves_fit_a_desktop(
+    open_page: Open, pipeline: FakePipeline, tmp_path: Path
+) -> None:
+    with served(find_pages([]), pipeline, tmp_path) as url:
+        page = open_page(url, 1280, 800)
+        page.wait_for_selector("#canny-run")
         assert page.locator(".overflow-menu > button:visible").count() == 0
+        page.close()
+
+
+def test_what_is_painted_over_is_what_is_drawn_anew(
+    open_page: Open, pipeline: FakePipeline, photo: Path, tmp_path: Path
+) -> None:
+    with served(find_pages(["inpaint"]), pipeline, tmp_path) as url:
+        page = open_page(url)
+        page.wait_for_selector(
+            "#inpaint-image [aria-label='Upload button'], #inpaint-image input[type=file]", state="attached"
+        )
+        page.locator("#inpaint-image input[type=file]").first.set_input_files(str(photo))
+        page.locator("#inpaint-size").get_by_text("px").wait_for()
+        visitor.ask(page, "a red house", "inpaint")
+        page.locator("#inpaint-status").get_by_text("Nothing is marked").wait_for()
+        page.wait_for_selector("#inpaint-image [aria-label='Brush Size']")
+        visitor.stroke(page, "#inpaint-image canvas", (0.4, 0.5), (0.6, 0.5))
+        visitor.ask(page, "a red house", "inpaint")
+        visitor.wait_until_done(page, "inpaint")
+        request = pipeline.requests[-1]
+        assert request.mask is not None and request.init is not None
+        rows, columns = np.nonzero(request.mask == 255)
+        height, width = request.height_width
+        assert abs(rows.mean() - height / 2) < height / 8 and np.ptp(columns) > width / 8
+        assert 0.005 < (request.mask == 255).mean() < 0.4
+        wanted = to_rgb(photo)
+        assert abs(float(request.init.mean()) - float(wanted.mean())) < 2
+        page.close()  # before its server goes
