@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.config import ModelConfig, load_config
+from core.config import CONTROL_VARIANTS, ModelConfig, load_config, with_variant
 from core.errors import SuiteError
+from core.training import variants_cli
 from core.training.controlnet_cli import add_commands, run_command
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--control", default="canny", help="which control (default canny)")
     sub.add_argument("--crop", type=int, help="train on squares of so many pixels (default the whole)")
     sub.add_argument("--over", type=Path, help="exported ControlNet whose trunk to take over")
+    sub.add_argument("--variant", default="full", choices=CONTROL_VARIANTS, help="network (default full)")
     sub.add_argument("--ckpts", type=Path, default=CKPTS, help="folder of the exported files")
     sub = commands.add_parser("detector", help="train a small detector on the toy world and export it")
     _training(sub, steps=2400, rate=1e-3, batch=8)
@@ -95,6 +97,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--control", help="measure only how well this control is obeyed")
     sub.add_argument("--detector", help="measure only this detector: depth, normal, pose or segmentation")
     add_commands(commands)
+    variants_cli.add_command(commands, RUNS, CKPTS / "base.safetensors")
     return top
 
 
@@ -155,6 +158,8 @@ def _run_demo(args: argparse.Namespace) -> None:
         return
     if args.command == "detector":
         return run_detector(args)
+    if args.command == "variants":
+        return variants_cli.run_command(args, config)
     if args.command == "hints":
         from core.training.hints import cache_hints
         from core.training.toyworld.sprites import default_cache_dir
@@ -213,18 +218,20 @@ def run_stage(args: argparse.Namespace, config: ModelConfig) -> None:
         return unpack(config, args.base, vae_run, base_run)
     if args.command == "export":
         return demo.export_demo_base(config, vae_run, base_run, args.ckpts / "base.safetensors")
-    folders = {"decoder": "vae", "base": "base", "control": f"control_{getattr(args, 'control', '')}"}
-    loop, device = _loop(args, args.runs / folders[args.command]), resolve_device(args.device)
+    device = resolve_device(args.device)
     if args.command == "decoder":
+        loop = _loop(args, vae_run)
         return train_decoder(config, args.data, loop, batch_size=args.batch, device=device)
     if args.command == "base":
+        loop = _loop(args, base_run)
         return train_base(config, args.data, loop, batch_size=args.batch, device=device)
-    output = args.ckpts / f"{args.control}.safetensors"
+    name = args.control if args.variant == "full" else f"{args.control}-{args.variant}"
+    output = args.ckpts / f"{name}.safetensors"
     demo.train_demo_control(
-        config,
+        with_variant(config, args.variant),
         args.data,
         base_run,
-        loop,
+        _loop(args, args.runs / f"control_{name}"),
         control=args.control,
         batch_size=args.batch,
         output=output,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from core.config import ModelConfig
+from core.errors import CheckpointMismatch
 from core.models.vae import AutoencoderKL
 from core.runtime.device import CPU
 from core.training.base import START, Denoiser, load_text
@@ -21,6 +22,8 @@ from core.training.start import begin_with, load_start
 from core.training.toyworld.objects import all_objects
 from core.training.toyworld.sprites import SpriteLibrary
 from core.training.vae import load_fitted
+from core.weights.formats import open_tensors
+from core.weights.recognise import control_title, control_variant
 
 BASE_OBJECTS = 126  # the bundled base was trained on the first rows of objects.csv; it knows no other things
 
@@ -74,11 +77,19 @@ def train_demo_control(
     """Train the ControlNet named ``control`` on the trained base and write it to ``output``.
 
     ``over`` is the file of another ControlNet, whose trunk it takes over; ``crop`` is as for the batches.
+
+    Raises:
+        CheckpointMismatch: ``over`` does not hold the variant that ``config`` asks for.
     """
     base = load_denoiser(config, base_run)
     base.text.to(device)
     batches = SceneControlBatches(data, base.text, control, batch_size, crop)
     if over is not None:
+        found = control_variant(open_tensors(over))
+        if found != config.control.variant:
+            raise CheckpointMismatch(
+                f"{over} holds {control_title(found)}: give a file of the variant {config.control.variant!r}."
+            )
         begin_with(over, loop.output)
     net = train_control(
         config, base.unet, batches, loop, batch_size=batch_size, over=over is not None, device=device

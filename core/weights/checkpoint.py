@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from core.config import CONTROL_VARIANTS, ModelConfig, config_names
+from core.config import ModelConfig, config_names
 from core.errors import CheckpointMismatch
 from core.models.text_encoder import TextEncoder
 from core.models.unet import UNet
@@ -32,7 +32,7 @@ from core.weights.convert import (
 )
 from core.weights.formats import TensorFile, TensorInfo, open_layers, open_tensors
 from core.weights.parts import Offset, Part
-from core.weights.recognise import CheckpointInfo, control_title, metadata_variant, recognise
+from core.weights.recognise import CheckpointInfo, control_title, control_variant, recognise
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ def open_control(config: ModelConfig, path: Path) -> tuple[AnyControlNet, Part]:
         CheckpointMismatch: the file holds no such ControlNet; names it, what it seems to be, and keys.
     """
     file = open_layers(path)
-    control = replace(config.control, variant=_variant(file, config))
+    control = replace(config.control, variant=control_variant(file, config.control.variant))
     with torch.device("meta"):
         net = control_class(control)(config.unet, control)
     plan = plan_control(config, net, file.tensors)
@@ -171,17 +171,6 @@ def open_unet(config: ModelConfig, path: Path) -> Part:
     plan = plan_sources(wanted, prefixed(wanted, UNET), file.tensors)
     check_plan(file, config, "a base model", [config.weights], plan)
     return Part(file, plan.sources, wanted)
-
-
-def _variant(file: TensorFile, config: ModelConfig) -> str:
-    """Return which variant of ControlNet ``file`` says it holds, else the one of ``config``."""
-    variant = metadata_variant(file) or config.control.variant
-    if variant not in CONTROL_VARIANTS:
-        raise CheckpointMismatch(
-            f"{file.path} holds a ControlNet of the variant {variant!r}, and known are "
-            f"{', '.join(CONTROL_VARIANTS)}. Update the suite, or give another file."
-        )
-    return variant
 
 
 def inspect_checkpoint(path: Path) -> CheckpointInfo:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from core.config import CONTROL_VARIANTS
+from core.errors import CheckpointMismatch
 from core.weights.convert import CONTROL, DIFFUSERS_CONTROL, TEXT, UNET, VAE, is_difference
 from core.weights.formats import TensorFile, TensorInfo
 
@@ -91,6 +93,21 @@ def metadata_variant(file: TensorFile) -> str | None:
     own = file.metadata.get("config", "") if file.metadata.get("format") == FORMAT else ""
     found = VARIANT.search(own)
     return found[1] if found else None
+
+
+def control_variant(file: TensorFile, default: str = "full") -> str:
+    """Return the variant of ControlNet that a file names, else ``default``.
+
+    Raises:
+        CheckpointMismatch: it names one that is not known here.
+    """
+    variant = metadata_variant(file) or default
+    if variant not in CONTROL_VARIANTS:
+        raise CheckpointMismatch(
+            f"{file.path} holds a ControlNet of the variant {variant!r}, and known are "
+            f"{', '.join(CONTROL_VARIANTS)}. Update the suite, or give another file."
+        )
+    return variant
 
 
 def control_title(variant: str) -> str:

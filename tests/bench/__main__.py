@@ -1,4 +1,4 @@
-"""Command line of the measurements: ``python -m tests.bench step|memory|vram|page|picture|detectors``."""
+"""Command line of the measurements: ``python -m tests.bench step|variants|memory|...``, see --help."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
-from tests.bench import detectors, memory, serve, step, vram
+from core.config import CONTROL_VARIANTS
+from tests.bench import detectors, memory, serve, step, variants, vram
 
 PHOTO = Path(__file__).resolve().parents[2] / "test_imgs" / "photo_cat.jpg"
 
@@ -30,6 +31,17 @@ def parser() -> argparse.ArgumentParser:
         help="What to time in turn with ours: diffusers (when installed), or ours without packed weights.",
     )
     s.set_defaults(run=step.run)
+
+    v = commands.add_parser("variants", help="Seconds a picture with each variant of a ControlNet.")
+    v.add_argument("--model", default="sd15", choices=("demo", "sd15", "sd21"), help="Sizes of the networks.")
+    v.add_argument("--variants", nargs="+", choices=CONTROL_VARIANTS, default=CONTROL_VARIANTS, help="Which.")
+    v.add_argument("--pixels", type=int, default=256, help="Side of the picture.")
+    v.add_argument("--steps", type=int, default=20, help="Sampling steps.")
+    v.add_argument("--dtype", default="bfloat16", help="Number type.")
+    v.add_argument("--rounds", type=int, default=3, help="How often each is drawn, in turn.")
+    v.add_argument("--threads", type=int, help="Threads; by default as many as torch chooses.")
+    v.add_argument("--clock", choices=tuple(step.CLOCKS), default="wall", help="Wall or processor time.")
+    v.set_defaults(run=variants.run)
 
     m = commands.add_parser("memory", help="Peak resident memory of a whole process that draws two pictures.")
     m.add_argument("--dtype", default="bfloat16", help="Number type.")
