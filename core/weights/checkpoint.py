@@ -265,18 +265,19 @@ def check_plan(file: TensorFile, config: ModelConfig, purpose: str, names: Seque
 
 def describe_misfit(plan: Plan, names: Sequence[str]) -> list[str]:
     """Return lines that list the keys which do not fit and, last, what to do."""
-    lines = []
-    for title, found in (
-        ("Missing", plan.missing),
-        ("Unexpected", plan.unexpected),
-        ("Other shapes", plan.misfits),
-    ):
-        if found:
-            more = f" and {len(found) - SHOWN_KEYS:,} more" if len(found) > SHOWN_KEYS else ""
-            lines.append(f"{title}: {', '.join(found[:SHOWN_KEYS])}{more}.")
-    if names:
-        return [*lines, f"Get one that fits: python -m core.weights get {names[0]}"]
-    return [*lines, "Give another file."]
+    advice = f"Get one that fits: python -m core.weights get {names[0]}" if names else "Give another file."
+    return [
+        *listed("Missing", plan.missing),
+        *listed("Unexpected", plan.unexpected),
+        *listed("Other shapes", plan.misfits),
+        advice,
+    ]
+
+
+def listed(title: str, found: Sequence[str]) -> list[str]:
+    """Return a line that names the first of what was found and counts the rest; nothing for nothing."""
+    more = f" and {len(found) - SHOWN_KEYS:,} more" if len(found) > SHOWN_KEYS else ""
+    return [f"{title}: {', '.join(found[:SHOWN_KEYS])}{more}."] if found else []
 
 
 def fill(

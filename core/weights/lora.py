@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from core.config import ModelConfig
 from core.errors import CheckpointMismatch
 from core.models.text_encoder import TextEncoder
 from core.models.unet import UNet
-from core.weights.checkpoint import SHOWN_KEYS
+from core.weights.checkpoint import listed
 from core.weights.convert import hf_text_keys
 from core.weights.diffusers_names import unet_key
 from core.weights.formats import TensorFile, TensorInfo, open_tensors
@@ -122,7 +122,7 @@ def open_lora(config: ModelConfig, path: Path) -> list[Change]:
         if not change.fits():
             misfits.append(_misfit(change, file.tensors))
     if unknown or misfits or not changes:
-        raise CheckpointMismatch("\n".join(_explained(config, file, unknown, misfits)))
+        raise CheckpointMismatch("\n".join(_explained(config, file, places, unknown, misfits)))
     return changes
 
 
@@ -181,21 +181,18 @@ def _misfit(change: Change, tensors: Mapping[str, TensorInfo]) -> str:
     return f"{change.keys['down']} ({parts}) for a layer {change.place.shape}"
 
 
-def _explained(config: ModelConfig, file: TensorFile, unknown: list[str], misfits: list[str]) -> list[str]:
-    lines = [
+def _explained(
+    config: ModelConfig, file: TensorFile, layers: Iterable[str], unknown: list[str], misfits: list[str]
+) -> list[str]:
+    sample = next(layer for layer in layers if layer.endswith("attn1_to_q"))
+    return [
         f"{file.path} seems to be {_title(file)}; needed is a LoRA for {config.title} ({config.name}), whose "
-        f"text is {config.unet.context_dim} wide."
+        f"text is {config.unet.context_dim} wide.",
+        *listed("Unknown", unknown),
+        *listed("Other shapes", misfits),
+        f"Expected are layers such as {sample} with .lora_down.weight, .lora_up.weight and .alpha. Give a "
+        "LoRA that was trained on this kind of model, or another --model.",
     ]
-    for title, found in (("Unknown", unknown), ("Other shapes", misfits)):
-        if found:
-            more = f" and {len(found) - SHOWN_KEYS:,} more" if len(found) > SHOWN_KEYS else ""
-            lines.append(f"{title}: {', '.join(found[:SHOWN_KEYS])}{more}.")
-    layer = next(layer for layer, _ in _places(config) if layer.endswith("attn1_to_q"))
-    lines.append(
-        f"Expected are layers such as {layer} with .lora_down.weight, .lora_up.weight and .alpha. Give a "
-        "LoRA that was trained on this kind of model, or another --model."
-    )
-    return lines
 
 
 def _title(file: TensorFile) -> str:

@@ -204,8 +204,9 @@ def test_a_difference_is_added_to_the_new_base(made: Made, tmp_path: Path) -> No
     assert CONTROL + "difference" not in got
 
 
-@pytest.mark.parametrize("kind", ["full", "control", "difference"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("full", FP32), ("control", torch.bfloat16), ("difference", torch.bfloat16)]
+)
 def test_moving_on_the_fly_gives_the_numbers_of_moving_by_file(
     made15: Made, tmp_path: Path, kind: str, dtype: torch.dtype
 ) -> None:
