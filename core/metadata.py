@@ -38,6 +38,7 @@ _SCALARS = (
     *("cfg_scale", "eta", "seed", "guess_mode", "denoise"),
 )
 _LATER = {"denoise": 1.0}  # of pictures that were made before there was such a field
+_TOO_LARGE = "The picture that it started from was too large to be kept: bring it again."
 _REMEDY = "give a PNG that was saved here, or one that carries a 'parameters' text."
 
 
@@ -93,7 +94,9 @@ class StoredRequest:
                     f"The picture does not hold the {stored.control} hint: make it again from the photo."
                 )
             units.append(ControlUnit(stored.control, stored.hint, stored.strength, stored.start, stored.end))
-        fields = (*_SCALARS, "init", "mask")
+        fields: tuple[str, ...] = (*_SCALARS, "init", "mask")
+        if self.init is None:  # of other programs' pictures, or too large a one to be kept
+            fields = tuple(name for name in fields if name not in ("denoise", "mask"))
         given = {name: getattr(self, name) for name in fields if getattr(self, name) is not None}
         return Request(**{"prompt": "", **given}, controls=tuple(units), size=self.size)
 
@@ -261,16 +264,18 @@ def _stored(whole: dict[str, Any]) -> StoredRequest:
     request, settings = _LATER | whole["request"], whole.get("settings", {})
     size = request["size"]
     controls = tuple(_stored_control(unit) for unit in request["controls"])
+    init = _stored_init(request.get("init"), controls)
+    lost = (_TOO_LARGE,) if init is None and request.get("init") is not None else ()
     return StoredRequest(
         **{name: request[name] for name in _SCALARS},
-        init=_stored_init(request.get("init"), controls),
+        init=init,
         mask=_stored_mask(request.get("mask")),
         size=None if size is None else (size[0], size[1]),
         controls=controls,
         model=str(whole["model"]),
         picture_seed=whole["picture_seed"],
         settings={str(name): _plain(value) for name, value in settings.items()},
-        notes=notes_on(whole.get("extra", {})),
+        notes=(*notes_on(whole.get("extra", {})), *lost),
     )
 
 

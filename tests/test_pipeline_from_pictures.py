@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from core.metadata import read_request, save_png
+from core.metadata import read_parameters, read_request, save_png
 from core.pipeline import ControlNetPipeline
 from core.request import ControlUnit, Progress, Request, Result
 from core.sampling.noise import ImageNoise
@@ -183,3 +183,18 @@ def test_what_does_not_fit_is_told(changes: dict[str, Any], told: str) -> None:
 def test_a_result_tells_of_the_request_with_all_its_steps(pipe: ControlNetPipeline) -> None:
     events = list(pipe.sample(tiny_request(steps=4, init=PICTURE, denoise=0.5)))
     assert isinstance(events[-1], Result) and events[-1].request.steps == 4 and len(events) == 3
+
+
+def test_a_picture_too_large_to_be_kept_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.metadata.MAX_HINT_BYTES", 1000)
+    file = io.BytesIO()
+    save_png(PICTURE, file, Request("x", size=(64, 64), init=PICTURE, denoise=0.5), seed=0, model="tiny")
+    found = read_request(file)
+    assert found.init is None and "too large to be kept" in found.notes[0]
+    assert found.to_request().init is None
+
+
+def test_the_denoising_of_other_programs_pictures_is_read_and_needs_no_picture() -> None:
+    found = read_parameters("a fox\nSteps: 20, Sampler: DDIM, Seed: 1, Size: 64x64, Denoising strength: 0.4")
+    assert found.denoise == 0.4
+    assert found.to_request().denoise == 1.0
