@@ -23,7 +23,7 @@ INDEX = "prompt.json"
 KEYS = ("source", "target", "prompt")
 SHOWN = 100  # lines of a report; the file has them all
 REPORT = "problems.txt"
-CHECKED = "checked.json"
+CHECKED = "checked.txt"
 SAME_SHAPE = 0.02  # by so much the ratios of sides may differ, since sides are rounded to pixels
 READERS = 4
 
