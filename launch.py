@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--model",
         default="auto",
-        metavar="auto|demo|sd15|sd21|PATH",
+        metavar="auto|demo|sd15|sd21|sd21_768|PATH",
         help="The model that draws: auto takes Stable Diffusion 1.5 when its weights are there, else the "
         "bundled demo model; PATH is a checkpoint or a YAML file.",
     )
@@ -151,6 +151,7 @@ def _model(args: argparse.Namespace, controls: Sequence[str]) -> Model:
             loras=additions.loras,
             vae=additions.vae,
             transfer_from=additions.transfer_from,
+            parameterization=additions.parameterization,
         )
 
     return Model(name, title, resolution, load, cfg_scale)

@@ -153,6 +153,7 @@ def _load(options: Options) -> Pipeline:
         loras=options.additions.loras,
         vae=options.additions.vae,
         transfer_from=options.additions.transfer_from,
+        parameterization=options.additions.parameterization,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 
 from core.additions import Lora
-from core.config import ModelConfig, config_names, load_config
+from core.config import PARAMETERIZATIONS, ModelConfig, config_names, load_config
 from core.errors import CheckpointMismatch, WeightsMissing
 from core.models.packing import pack_weights
 from core.models.variants import AnyControlNet
@@ -20,13 +20,17 @@ from core.request import check_number
 from core.runtime.control_cache import DEFAULT_BUDGET
 from core.runtime.device import resolve_device, resolve_dtype
 from core.weights.checkpoint import inspect_checkpoint, load_base, load_control
+from core.weights.formats import open_tensors
 from core.weights.mixing import LoraMixer
+from core.weights.prediction import predicted
 from core.weights.vae_file import open_vae
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT_SUFFIXES = frozenset({".safetensors", ".ckpt", ".pth", ".pt", ".bin"})
 FAMILY_CONFIGS = {"sd1": "sd15", "sd2": "sd21"}
+# Published models of the same shapes that differ in what their UNets predict.
+SISTERS = {("sd21", "v"): "sd21_768", ("sd21_768", "eps"): "sd21"}
 CONTROL_PREFIXES = ("control_sd15_", "control_sd21_", "control_")
 
 
@@ -62,13 +66,14 @@ def load_pipeline(
     vae: str | Path | None = None,
     transfer_from: str | Path | None = None,
     strips: bool | None = None,
+    parameterization: str | None = None,
 ) -> ControlNetPipeline:
     """Load a base model; its ControlNets are loaded when first used.
 
     Args:
-        name_or_path: "demo", "sd15", "sd21"; or a model's YAML file; or a checkpoint (.safetensors, .ckpt,
-            .pth) of Stable Diffusion 1.x or 2.x, or of this project. One that holds a ControlNet too, such
-            as control_sd15_canny.pth, brings that with it.
+        name_or_path: "demo", "sd15", "sd21", "sd21_768"; or a model's YAML file; or a checkpoint
+            (.safetensors, .ckpt, .pth) of Stable Diffusion 1.x or 2.x, or of this project. One that holds a
+            ControlNet too, such as control_sd15_canny.pth, brings that with it.
         device: auto, cpu, cuda, cuda:N or mps.
         dtype: auto, float32, float16 or bfloat16.
         low_vram: keep only the networks in use on the device.
@@ -82,9 +87,11 @@ def load_pipeline(
             there to this one, as `python -m core.weights transfer` does. One that comes in the checkpoint
             itself stays.
         strips: whether to decode strip by strip; by default with low_vram, and where a side is above 1024 px.
+        parameterization: "eps" or "v", what the UNet predicts; by default as the config or, of a checkpoint,
+            the file itself tells.
 
     Raises:
-        ValueError: there is no such model, device, dtype, layer or folder.
+        ValueError: there is no such model, device, dtype, layer, folder or parameterization.
         WeightsMissing: the base model's weights are not on this machine.
         CheckpointMismatch: a file holds something else.
     """
@@ -92,6 +99,8 @@ def load_pipeline(
     number = resolve_dtype(dtype, target)
     registry = _default_registry() if registry is None else registry
     source = find_source(name_or_path, registry)
+    if parameterization is not None:
+        source = replace(source, config=predicting(source.config, parameterization))
     if clip_skip is not None:
         source = replace(source, config=_skipping(source.config, clip_skip))
     rest = torch.device("cpu") if low_vram else target
@@ -124,6 +133,23 @@ def load_pipeline(
 def _skipping(config: ModelConfig, clip_skip: int) -> ModelConfig:
     check_number("clip_skip", clip_skip, 1, config.text.layers, integer=True)
     return replace(config, text=replace(config.text, clip_skip=int(clip_skip)))
+
+
+def predicting(config: ModelConfig, parameterization: str) -> ModelConfig:
+    """Return the config of the same model whose UNet predicts "eps" or "v".
+
+    Raises:
+        ValueError: neither of these.
+    """
+    if parameterization not in PARAMETERIZATIONS:
+        raise ValueError(
+            f"parameterization is {parameterization!r}: give one of {', '.join(PARAMETERIZATIONS)}."
+        )
+    if parameterization == config.schedule.parameterization:
+        return config
+    if (config.name, parameterization) in SISTERS:
+        return load_config(SISTERS[config.name, parameterization])
+    return replace(config, schedule=replace(config.schedule, parameterization=parameterization))
 
 
 def _default_registry() -> Locator:
@@ -194,6 +220,9 @@ def _from_checkpoint(path: Path, registry: Locator) -> Source:
             f"{', '.join(config_names())}."
         )
     config = load_config(model)
+    told = predicted(open_tensors(path), info.family)
+    if told is not None and info.family in FAMILY_CONFIGS:
+        config = predicting(config, told)
     files: dict[str, Path] = {}
     if info.has_base and info.has_control:
         files[own_control_name(path, config)] = path

@@ -165,6 +165,6 @@ def describe(name_or_path: str) -> tuple[str, int, float]:
     if path.suffix.lower() not in {"", ".yaml", ".yml"}:
         if not path.is_file():
             raise ValueError(f"{name_or_path}: there is no such file. Give the path of a checkpoint.")
-        return path.name, 512, 9.0
+        return path.name, 768 if "768" in path.name else 512, 9.0
     config: ModelConfig = load_config(name_or_path)
     return config.title, config.resolution, config.cfg_scale

@@ -24,7 +24,7 @@ SCHEDULE_BUFFERS = (
     "|mean_coef[12])|lvlb_weights|logvar|scale_factor|global_step"
 )
 HARMLESS = re.compile(
-    rf"({SCHEDULE_BUFFERS})|(.*\.)?(position_ids|text_projection(\.weight)?|logit_scale|num_batches_tracked|attn_mask)"
+    rf"({SCHEDULE_BUFFERS})|(.*\.)?(position_ids|text_projection(\.weight)?|logit_scale|num_batches_tracked|attn_mask)|v_pred"
     r"|(first_stage_model\.)?model_ema\..*|first_stage_model\.loss\..*"
 )
 

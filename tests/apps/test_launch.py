@@ -16,7 +16,7 @@ def test_every_flag_has_a_sentence_of_help() -> None:
     flags = {option for action in actions for option in action.option_strings}
     assert flags == {
         *("--app", "--model", "--device", "--dtype", "--host", "--port", "--share", "--auth"),
-        *("--lora", "--vae", "--transfer-control"),
+        *("--lora", "--vae", "--transfer-control", "--parameterization"),
         *("--low-vram", "--clip-skip", "--embeddings", "--list"),
     }
     for action in actions:
@@ -125,14 +125,14 @@ def test_arguments_reach_the_page_and_the_pipeline(monkeypatch: pytest.MonkeyPat
     for name in ("style", "hand"):
         (tmp_path / f"{name}.safetensors").touch()
         words += ["--lora", f"{tmp_path}/{name}.safetensors:0.5"]
-    words += ["--vae", f"{tmp_path}/hand.safetensors"]
+    words += ["--vae", f"{tmp_path}/hand.safetensors", "--parameterization", "v"]
     assert launch.main([*arguments.split(), *words, "--auth", "ann:se:cret"]) == 0
     assert seen["model"].wait(10)
     assert seen["apps"] == ["canny"] and seen["blocked"]
     told: dict[str, Any] = {"device": "cpu", "dtype": "float32", "low_vram": True}
     told |= {"clip_skip": 2, "embeddings": tmp_path}
     told["loras"] = tuple(Lora(tmp_path / f"{name}.safetensors", 0.5) for name in ("style", "hand"))
-    told |= {"vae": tmp_path / "hand.safetensors", "transfer_from": "sd15"}
+    told |= {"vae": tmp_path / "hand.safetensors", "transfer_from": "sd15", "parameterization": "v"}
     assert seen["load"] == ("demo", told)
     assert seen["serve"] == {"host": "0.0.0.0", "port": 8001, "share": False, "auth": ("ann", "se:cret")}
 
