@@ -21,6 +21,7 @@ class Packed(nn.Module):
     """A layer whose weight is packed; its state dict holds the plain weight under the published key."""
 
     packed: Tensor
+    bias: Tensor | None
 
     def pack(self, weight: Tensor) -> None:
         """Take a plain weight of the layer's shape."""
