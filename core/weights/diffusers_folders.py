@@ -176,6 +176,8 @@ def _new_folder(out: Path) -> Iterator[Path]:
         if out.exists():
             out.rename(old)
         part.rename(out)
+    except WriteError as error:
+        raise WriteError(str(error).replace(str(part), str(out))) from error
     except OSError as error:
         if old.exists() and not out.exists():
             old.rename(out)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -124,6 +126,10 @@ def test_a_folder_is_not_written_over_and_old_ones_go_only_when_the_new_is_whole
     with monkeypatch.context() as patched:
         patched.setattr(folders, "write_tensors", fail)
         with pytest.raises(WriteError, match="No space left on device"):
+            to_diffusers(full, out, overwrite=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+        with pytest.raises(WriteError, match=f"^{out}/unet/.*Nothing was written"):
             to_diffusers(full, out, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["folder"] and (out / "precious").exists()
     to_diffusers(full, out, overwrite=True)
