@@ -23,6 +23,9 @@ APP = Workbench(
         Card("segmentation", "Uniformer Segmentation"),
         Card("scribble", "Scribble"),
         Card("fake_scribble", "Fake Scribble"),
+        Card("softedge", "Soft Edge"),
+        Card("lineart", "Line Art"),
+        Card("shuffle", "Content Shuffle"),
     ),
     examples=(
         Example("photo_astronaut.jpg", ""),

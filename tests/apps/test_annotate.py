@@ -66,7 +66,7 @@ def upload(path: Path) -> dict[str, Any]:
 
 
 def test_every_detector_has_a_card() -> None:
-    assert set(CARDS) == set(annotators.names())
+    assert set(CARDS) == {name for name in annotators.names() if annotators.load(name).takes_maps}
 
 
 def test_resolutions_are_the_originals() -> None:
