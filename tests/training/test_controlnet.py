@@ -442,3 +442,22 @@ def test_a_fresh_copy_does_not_change_the_loss(base: Path, circles: Path, tmp_pa
             networks.unet(x_t, drawn.t, drawn.batch.context), drawn.batch.x_0, drawn.noise, drawn.t
         )
     assert float(loss) == float(plain)
+
+
+def test_tensorboard_gets_figures_and_pictures(base: Path, circles: Path, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train_controlnet(own_run(base, circles, tmp_path, tensorboard=True, validate_every=4, validate_count=1))
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    with (tmp_path / "loss.csv").open() as file:
+        losses = [float(line.split(",")[1]) for line in file]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses, abs=1e-6)
+    assert [event.step for event in events.Images("validation")] == [4]
+
+
+def test_without_tensorboard_the_message_says_how_to_get_it(
+    base: Path, circles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(SuiteError, match="pip install tensorboard"):
+        train_controlnet(own_run(base, circles, tmp_path, tensorboard=True))
