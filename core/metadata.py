@@ -33,6 +33,7 @@ VERSION = 1
 MAX_CHUNK_CHARS = 32 * 2**20
 MAX_TEXT_CHARS = 2**20
 MAX_HINT_BYTES = 6 * 2**20  # of the hint's PNG; a larger hint is only named by its digest
+MAX_HINTS_BYTES = 22 * 2**20  # of all together: as text they take a third more, and must be read again
 _SCALARS = (
     *("prompt", "negative_prompt", "num_samples", "steps", "sampler"),
     *("cfg_scale", "eta", "seed", "guess_mode", "denoise"),
@@ -211,29 +212,31 @@ def _plain(value: Any) -> Setting:
 def _request_document(request: Request) -> dict[str, Any]:
     document: dict[str, Any] = {name: _plain(getattr(request, name)) for name in _SCALARS}
     document["size"] = None if request.size is None else [int(side) for side in request.size]
+    pictures = [*(unit.hint for unit in request.controls), request.init, request.mask]
+    limit = MAX_HINTS_BYTES // max(1, sum(picture is not None for picture in pictures))
     document["controls"] = [
         {
             "control": unit.control,
             "strength": float(unit.strength),
             "start": float(unit.start),
             "end": float(unit.end),
-            **_hint_document(unit.hint),
+            **_hint_document(unit.hint, limit),
         }
         for unit in request.controls
     ]
     if request.init is not None:
         # A control often has the same picture as its hint, which then is stored once.
         same = any(np.array_equal(unit.hint, request.init) for unit in request.controls)
-        document["init"] = _hint_document(request.init, pack=not same)
+        document["init"] = _hint_document(request.init, limit, pack=not same)
     if request.mask is not None:
-        document["mask"] = _hint_document(request.mask)
+        document["mask"] = _hint_document(request.mask, limit)
     return document
 
 
-def _hint_document(hint: NDArray[np.uint8], pack: bool = True) -> dict[str, Any]:
+def _hint_document(hint: NDArray[np.uint8], limit: int, pack: bool = True) -> dict[str, Any]:
     buffer = io.BytesIO()
     Image.fromarray(hint).save(buffer, format="PNG", optimize=True)
-    pack = pack and buffer.tell() <= MAX_HINT_BYTES
+    pack = pack and buffer.tell() <= min(limit, MAX_HINT_BYTES)
     packed = base64.b64encode(buffer.getvalue()).decode("ascii") if pack else None
     return {"sha256": _digest(hint), "size": list(hint.shape[:2]), "png": packed}
 

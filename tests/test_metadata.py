@@ -130,6 +130,23 @@ def test_a_hint_too_large_to_keep_is_named_by_its_digest(monkeypatch: pytest.Mon
         stored.to_request()
 
 
+def test_many_large_hints_are_named_too_rather_than_make_a_picture_that_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    size = len(png_of(hint(0)))
+    monkeypatch.setattr("core.metadata.MAX_HINTS_BYTES", 3 * size + 300)
+    for count, kept in ((3, True), (4, False)):
+        units = tuple(ControlUnit("canny", hint(i)) for i in range(count))
+        stored = there_and_back(Request("x", units))
+        assert [unit.hint is not None for unit in stored.controls] == [kept] * count
+
+
+def png_of(picture: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, format="PNG", optimize=True)
+    return file.getvalue()
+
+
 # The text that other programs read
 
 
