@@ -84,4 +84,4 @@ def test_a_model_without_such_a_controlnet_says_so_instead_of_failing() -> None:
         def explain_missing(self, control: str) -> str | None:
             raise ValueError(f"This model has no {control}.")
 
-    assert explain_missing(Other(), "depth") == "This model has no depth."
+    assert explain_missing(Other(), "hands") == "This model has no hands."
