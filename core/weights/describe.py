@@ -39,6 +39,9 @@ ADVICE: dict[str, tuple[str, ...]] = {
         f"Move it to another base model: {TRANSFER}",
         "For diffusers: python -m core.weights convert {file} FOLDER",
     ),
+    "control_variant": (
+        "Draw with it: name it under controls in a model's YAML file, see docs/variants.md.",
+    ),
     "diffusers_control": (
         "Write it in the original's layout: python -m core.weights convert {file} OUT.safetensors",
     ),

@@ -32,7 +32,7 @@ from core.weights.published import (
     own_metadata,
     part_entries,
 )
-from core.weights.recognise import FORMAT, recognise
+from core.weights.recognise import FORMAT, control_title, recognise
 from core.weights.vae_file import DIFFUSERS_FILE, open_vae
 from core.weights.writing import Entry, WriteError, check_output, write_tensors
 
@@ -120,6 +120,11 @@ def _save_base(base: BaseParts, folder: Path, save: Callable[..., None]) -> list
 
 def _control_entries(config: ModelConfig, path: Path) -> Entries:
     _, part = open_control(config, path)
+    if config.control.variant != "full":
+        raise CheckpointMismatch(
+            f"{path} holds {control_title(config.control.variant)}, a network that diffusers does not have: "
+            "it stays as it is. Give a full ControlNet."
+        )
     return {diffusers_key(name, config.unet, config.control): entry(part, name) for name in part}
 
 

@@ -132,7 +132,8 @@ def _kind(tensors: Mapping[str, TensorInfo], family: str | None, model: str, var
         parts = " and a ControlNet" if control else "" if whole else ", UNet only or without some parts"
         return ("full_control" if control else "base"), f"a checkpoint of {model}{inputs}{parts}"
     if control:
-        return "control", f"{control_title(variant)} for {model}"
+        kind = "control" if variant == "full" else "control_variant"
+        return kind, f"{control_title(variant)} for {model}"
     for kind, title, marks in MARKS:
         if all(_any(tensors, mark) for mark in marks):
             return kind, title

@@ -16,6 +16,8 @@ from core.models.variants import VARIANTS, AnyControlNet, control_class
 from core.training.export import export_control
 from core.weights.checkpoint import inspect_checkpoint, load_control
 from core.weights.controls import diff, extract, transfer
+from core.weights.describe import advice
+from core.weights.diffusers_folders import to_diffusers
 from tests.deterministic_weights import fill_module
 from tests.tiny_model import tiny_config
 
@@ -105,7 +107,8 @@ def test_a_variant_from_a_later_version_is_told(config: ModelConfig, tmp_path: P
 def test_inspection_names_the_variant(variant: str, config: ModelConfig, tmp_path: Path) -> None:
     info = inspect_checkpoint(written(config, variant, tmp_path)[1])
     named = f" of the variant '{variant}'" if variant != "full" else ""
-    assert (info.kind, info.title) == ("control", f"a ControlNet{named} for this suite's model 'tiny'")
+    kind = "control_variant" if named else "control"
+    assert (info.kind, info.title) == (kind, f"a ControlNet{named} for this suite's model 'tiny'")
     assert info.has_control and not info.has_base
 
 
@@ -131,3 +134,11 @@ def test_a_difference_to_the_base_and_back_and_an_extract_keep_the_variant(
         loaded = load(config, file)
         assert type(loaded) is VARIANTS[variant]
         assert all((v - sent[k]).abs().max() <= noise for k, v in loaded.state_dict().items())
+
+
+def test_diffusers_has_no_such_network_and_nothing_is_written(config: ModelConfig, tmp_path: Path) -> None:
+    _, path = written(config, "precomputed", tmp_path)
+    with pytest.raises(CheckpointMismatch, match="variant 'precomputed', a network that diffusers does not"):
+        to_diffusers(path, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+    assert not any("diffusers" in line for line in advice(inspect_checkpoint(path)))
