@@ -1,6 +1,6 @@
 """A base small enough for any test, as files, and a small data set of one's own.
 
-As a program it trains: BASE DATA OUTPUT, and as JSON the options of each run by its folder's name.
+As a program it trains: BASE DATA OUTPUT and the options of the run as JSON.
 """
 
 from __future__ import annotations
@@ -50,5 +50,4 @@ def own_run(base: Path, data: Path, output: Path, **changes: Any) -> ControlRun:
 
 if __name__ == "__main__":
     base, data, output = map(Path, sys.argv[1:4])
-    for name, options in json.loads(sys.argv[4]).items():
-        train_controlnet(own_run(base, data, output / name, **options))
+    train_controlnet(own_run(base, data, output, **json.loads(sys.argv[4])))
