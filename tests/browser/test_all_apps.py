@@ -160,6 +160,7 @@ def test_what_is_painted_over_is_what_is_drawn_anew(
         page.wait_for_selector(
             "#inpaint-image [aria-label='Upload button'], #inpaint-image input[type=file]", state="attached"
         )
+        page.wait_for_selector("#inpaint-image canvas", state="attached")  # else it takes no file
         page.locator("#inpaint-image input[type=file]").first.set_input_files(str(photo))
         page.locator("#inpaint-size").get_by_text("px").wait_for()
         visitor.ask(page, "a red house", "inpaint")
