@@ -21,12 +21,18 @@ from tests.browser import steps as visitor
 pytestmark = pytest.mark.browser
 Open = Callable[..., Any]
 DRAWING = "scribble_interactive"
+SHOTS = Path(__file__).parents[1] / "artifacts"  # to be looked at; git ignores them
 
 
 @pytest.fixture(scope="module")
 def all_url(pipeline: FakePipeline, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with served(all_pages(), pipeline, tmp_path_factory.mktemp("all")) as address:
         yield address
+
+
+def keep(page: Any, name: str) -> None:
+    SHOTS.mkdir(exist_ok=True)
+    page.screenshot(path=SHOTS / f"{name}.png")
 
 
 def map_shown(page: Any, app: str, folder: Path) -> np.ndarray:
@@ -44,6 +50,7 @@ def test_one_click_on_an_example_makes_a_picture_in_every_app(
         visitor.open_tab(page, app.tab)
         page.locator(f"#{app.name}-examples button").first.click()
         visitor.wait_until_done(page, app.name)
+        keep(page, f"{app.name}-done")
         request = pipeline.requests[-1]
         assert request.prompt.startswith(example.prompt)
         hint = request.controls[0].hint
@@ -139,6 +146,7 @@ def test_nothing_sticks_out_of_any_tab(
     for entry in all_pages():
         visitor.open_tab(page, entry.tab)
         page.wait_for_selector(f"#{entry.name}-run")
+        keep(page, f"{entry.name}-{width}-{scheme}")
         assert visitor.too_wide(page) == [], entry.name
 
 
