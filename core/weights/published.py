@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from core.weights.checkpoint import (
 from core.weights.convert import HF_TEXT, TEXT, UNET, VAE, hf_text_keys
 from core.weights.formats import TensorFile, TensorInfo
 from core.weights.parts import Part
+from core.weights.prediction import predicted
 from core.weights.recognise import FORMAT, recognise
 from core.weights.writing import Entry
 
@@ -32,7 +33,7 @@ UNUSED_TEXT = (TEXT + "model.text_projection", TEXT + "model.logit_scale")  # of
 
 
 def config_of(file: TensorFile) -> ModelConfig:
-    """Return the config of the model that a file belongs to: its own, or that of its family.
+    """Return the config of the model that a file belongs to: its own, or its family's with what it predicts.
 
     Raises:
         CheckpointMismatch: the file belongs to no model that is known here; says what it seems to be.
@@ -46,7 +47,9 @@ def config_of(file: TensorFile) -> ModelConfig:
             f"{file.path} seems to be {info.title}: give a file for Stable Diffusion 1.x or 2.x, or of this "
             "project."
         )
-    return load_config(name)
+    config = load_config(name)
+    told = predicted(file, info.family) or config.schedule.parameterization
+    return replace(config, schedule=replace(config.schedule, parameterization=told))
 
 
 def own_metadata(file: TensorFile) -> dict[str, str]:

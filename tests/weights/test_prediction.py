@@ -10,8 +10,10 @@ from safetensors.torch import save_file
 
 from core.config import load_config
 from core.loading import find_source, predicting
+from core.weights.diffusers_configs import PREDICTIONS, schedule_json
 from core.weights.formats import open_tensors
 from core.weights.prediction import predicted
+from core.weights.published import config_of
 from core.weights.registry import Registry
 
 PLAIN = {"modelspec.title": "x"}
@@ -89,3 +91,10 @@ def test_every_control_of_2_1_has_a_row_with_its_published_file() -> None:
         published = "ade20k" if name == "seg" else name
         assert row.file == f"control_v11p_sd21_{published}.safetensors"
         assert row.repo == "thibaud/controlnet-sd21"
+
+
+@pytest.mark.parametrize(("name", "told"), [("v2-1_768.safetensors", "v"), ("v2-1_512.safetensors", "eps")])
+def test_a_converted_scheduler_says_what_the_file_predicts(tmp_path: Path, name: str, told: str) -> None:
+    config = config_of(open_tensors(checkpoint(tmp_path / name)))
+    assert config.schedule.parameterization == told
+    assert schedule_json(config.schedule)["prediction_type"] == PREDICTIONS[told]
