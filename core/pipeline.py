@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,26 +17,20 @@ from torch import Tensor, nn
 from core.additions import Lora, loras_text
 from core.config import ModelConfig
 from core.errors import SuiteError, WeightsMissing
-from core.images import hint_to_tensor, to_uint8
-from core.models.strips import decode_in_strips
 from core.models.variants import AnyControlNet
 from core.prompts.embeddings import Embeddings
-from core.prompts.encode import encode_prompts
-from core.request import ControlUnit, Progress, Request, Result
+from core.request import Progress, Request, Result
 from core.runtime.control_cache import DEFAULT_BUDGET, ControlCache
 from core.runtime.device import vae_dtype
-from core.runtime.placement import Hold, Placement
-from core.sampling.guidance import GuidedDenoiser, check_finite, is_active, prepare_control, text_rows
-from core.sampling.noise import ImageNoise, image_seeds
-from core.sampling.preview import LatentPreview, Throttle
-from core.sampling.repaint import Repaint, add_noise, composite, latent_share
-from core.sampling.samplers import SAMPLERS, Denoiser, StepState, first_time
-from core.sampling.schedule import Schedule
+from core.runtime.placement import Placement
+from core.sampling.coding import PictureCoder
+from core.sampling.noise import image_seeds
+from core.sampling.prepare import Preparer, acting_units
+from core.sampling.preview import Throttle
+from core.sampling.repaint import composite
+from core.sampling.walk import Walker
 from core.weights.checkpoint import BaseNetworks
 from core.weights.mixing import LoraMixer
-
-MASKED = 127  # above, a pixel of the mask counts as covered
-STRIPS_ABOVE = 1024  # px on a side
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -92,20 +87,19 @@ class ControlNetPipeline:
         weight = next(base.unet.parameters())
         self.device = weight.device if device is None else device
         self.dtype = weight.dtype
-        self._schedule = Schedule(config.schedule)
         self._placement = Placement(self.device, low_vram=low_vram)
         self.networks = base
-        self._vae_dtype = vae_dtype(self.dtype)
-        base.vae.to(self._vae_dtype)
+        base.vae.to(vae_dtype(self.dtype))
         for module in (base.unet, base.vae, base.text):
             self._settle(module)
         self._cache = ControlCache(lambda name: self._settle(load_control(name)), max_controls)
         self._locate_control = locate_control
-        self._embeddings = Embeddings(embeddings, width=config.text.width, title=config.title)
+        words = Embeddings(embeddings, width=config.text.width, title=config.title)
+        self._coder = PictureCoder(base.vae, self._placement, self.device, vae_dtype(self.dtype), strips)
+        self._prepare = Preparer(config, base, words, self._coder, self._placement, self.dtype)
+        self._walk = Walker(config, base, self._placement, self.device, self.dtype)
         self._mixer = mixer
         self._told = {"vae": vae, "transfer_from": transfer_from}
-        self._strips = strips
-        self._preview: LatentPreview | None = None
         # Not an RLock: a generator may be resumed, and so release it, in another thread.
         self._lock = threading.Lock()
 
@@ -201,7 +195,7 @@ class ControlNetPipeline:
             began = time.perf_counter()
             try:
                 latents = yield from self._sample_latents(request)
-                images = _finish(request, self._decode(latents))
+                images = _finish(request, self._coder.decode(latents))
             except torch.OutOfMemoryError:
                 raise SuiteError(
                     "The device ran out of memory: make fewer or smaller pictures, or start with --low-vram."
@@ -225,121 +219,13 @@ class ControlNetPipeline:
 
     def _sample_latents(self, request: Request) -> Generator[Progress, None, Tensor]:
         """Yield one Progress a step; return the finished latents (B, C, h, w)."""
-        steps = request.walked_steps
-        units = [unit for unit in request.controls if _acts(unit, steps)]
-        nets = self._cache.get([unit.control for unit in units])
-        context = self._encode_text(request)
-        throttle = Throttle(self._fitted_preview())
-        height, width = request.height_width
-        factor = self.networks.vae.factor
-        shape = (self.config.unet.in_channels, height // factor, width // factor)
-        noise = ImageNoise(image_seeds(request.seed, request.num_samples), shape, self.device)
-        x_0, unet = self._encode_init(request), self.networks.unet
-        with self._placement.changing() as hold:
-            denoiser = self._denoiser(request, context, [(nets[unit.control], unit) for unit in units], hold)
-            states = self._states(request, denoiser, x_0, noise)
-            busy = 0.0
-            for i in range(steps):
-                resumed = time.perf_counter()
-                hold([unet, *_computing(nets, units, i, steps)])
-                state = next(states)
-                check_finite(state.x_t, f"after step {state.step} of {steps}", self.dtype)
-                busy += time.perf_counter() - resumed
-                yield Progress(state.step, steps, throttle(state.x_0), busy / state.step)
+        nets = self._cache.get([unit.control for unit in acting_units(request)])
+        prepared = self._prepare(request)
+        throttle = Throttle(self._coder.preview())
+        with closing(self._walk(prepared, nets)) as states:
+            for state, seconds in states:
+                yield Progress(state.step, request.walked_steps, throttle(state.x_0), seconds)
         return state.x_t
-
-    def _states(
-        self, request: Request, denoiser: Denoiser, x_0: Tensor | None, noise: ImageNoise
-    ) -> Iterator[StepState]:
-        """Walk from noise alone or, with the latents ``x_0`` of a picture, from that under noise."""
-        sampler, steps = SAMPLERS[request.sampler], request.walked_steps
-        schedule = self._schedule.after(request.steps - steps)
-        x_T = start = noise()
-        if x_0 is not None and request.denoise < 1.0:
-            start = add_noise(x_0, x_T, schedule, first_time(sampler, schedule, steps))
-        if x_0 is not None and request.mask is not None:
-            share = latent_share(request.mask, self.networks.vae.factor).to(self.device)
-            denoiser = Repaint(denoiser, schedule, x_0, x_T, share)
-        return sampler(denoiser, start, schedule, steps, request.eta, noise)
-
-    def _encode_init(self, request: Request) -> Tensor | None:
-        """Return the latents (1, C, h, w) of the picture to start from, where they are needed."""
-        if request.init is None or (request.denoise == 1.0 and request.mask is None):
-            return None
-        picture = hint_to_tensor(request.init) * 2.0 - 1.0
-        with self._placement.in_use(self.networks.vae):
-            x_0 = self.networks.vae.encode(picture.to(self.device, self._vae_dtype)).float()
-        check_finite(x_0, "after encoding the picture", self._vae_dtype)
-        return x_0
-
-    def _encode_text(self, request: Request) -> Tensor:
-        """Return the context (1 or 2, 77 * n, d): the prompt and, where it is needed, the negative one."""
-        prompts = [request.prompt] if request.cfg_scale == 1.0 else [request.prompt, request.negative_prompt]
-        with self._placement.in_use(self.networks.text):
-            return encode_prompts(self.networks.text, prompts, self._embeddings).to(self.dtype)
-
-    def _denoiser(
-        self,
-        request: Request,
-        context: Tensor,
-        controls: Sequence[tuple[AnyControlNet, ControlUnit]],
-        hold: Hold,
-    ) -> GuidedDenoiser:
-        """Compute what stays the same over the steps of ``request``, with one network at a time."""
-        count = request.num_samples
-        seen = context[:1] if request.guess_mode else context
-        prepared = []
-        for net, unit in controls:
-            hold([net])
-            prepared.append(
-                prepare_control(net, unit, self._hint(unit, request), seen, count, self._is_pooled(unit))
-            )
-        hold([self.networks.unet])
-        return GuidedDenoiser(
-            unet=self.networks.unet,
-            schedule=self._schedule,
-            context_kv=text_rows(self.networks.unet, context, count),
-            controls=prepared,
-            cfg_scale=request.cfg_scale,
-            guess_mode=request.guess_mode,
-            steps=request.walked_steps,
-            guess_depth=self.config.control.guess_depth,
-        )
-
-    def _is_pooled(self, unit: ControlUnit) -> bool:
-        return unit.control in self.config.pooled_controls
-
-    def _hint(self, unit: ControlUnit, request: Request) -> Tensor:
-        """Return the hint (1, 3, H, W) in [0, 1], or -1 where a control that knows masks shall see none."""
-        hint = hint_to_tensor(unit.hint)
-        if request.mask is not None and unit.control in self.config.masked_controls:
-            hint[:, :, torch.from_numpy(request.mask > MASKED)] = -1.0
-        return hint
-
-    def _fitted_preview(self) -> LatentPreview:
-        """Return the preview of this model, fitted when first asked for."""
-        if self._preview is None:
-            with self._placement.in_use(self.networks.vae):
-                self._preview = LatentPreview(self.networks.vae)
-        return self._preview
-
-    def _decode(self, latents: Tensor) -> tuple[NDArray[np.uint8], ...]:
-        """Return the pictures of ``latents`` (B, C, h, w), one at a time to bound the memory."""
-        vae = self.networks.vae
-        images: list[NDArray[np.uint8]] = []
-        with self._placement.in_use(vae):
-            for x_0 in latents.to(self._vae_dtype).split(1):
-                picture = self._decode_one(x_0.contiguous(memory_format=torch.channels_last))
-                check_finite(picture, "after decoding", self._vae_dtype)
-                images += to_uint8(picture)
-        return tuple(images)
-
-    def _decode_one(self, x_0: Tensor) -> Tensor:
-        vae = self.networks.vae
-        strips = self._strips
-        if strips is None:
-            strips = self._placement.low_vram or max(x_0.shape[2:]) * vae.factor > STRIPS_ABOVE
-        return decode_in_strips(vae, x_0, rest=self._placement.rest_device) if strips else vae.decode(x_0)
 
 
 def _finish(request: Request, images: tuple[NDArray[np.uint8], ...]) -> tuple[NDArray[np.uint8], ...]:
@@ -348,16 +234,3 @@ def _finish(request: Request, images: tuple[NDArray[np.uint8], ...]) -> tuple[ND
     if picture is None or mask is None:
         return images
     return tuple(composite(image, picture, mask) for image in images)
-
-
-def _acts(unit: ControlUnit, steps: int) -> bool:
-    """Say whether ``unit`` changes anything; if not, its ControlNet is not even loaded."""
-    return unit.strength > 0.0 and any(is_active(unit.start, unit.end, i, steps) for i in range(steps))
-
-
-def _computing(
-    nets: Mapping[str, AnyControlNet], units: Sequence[ControlUnit], step_index: int, steps: int
-) -> list[AnyControlNet]:
-    """Return the ControlNets that compute in a step (from 0), each once."""
-    acting = [nets[u.control] for u in units if is_active(u.start, u.end, step_index, steps)]
-    return [net for net in dict.fromkeys(acting) if not net.static]

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from core import pipeline
 from core.errors import SuiteError
 from core.models.controlnet import ControlNet
 from core.pipeline import ControlNetPipeline
 from core.request import ControlUnit, Result
+from core.sampling import coding
 from tests.tiny_model import hint, tiny_config, tiny_control, tiny_networks, tiny_pipeline
 from tests.tiny_model import tiny_request as request
 
@@ -147,13 +147,13 @@ def test_large_pictures_are_decoded_in_strips(
     pipe = ControlNetPipeline(
         config, tiny_networks(config), lambda name: tiny_control(config, name), strips=strips
     )
-    real = pipeline.decode_in_strips
+    real = coding.decode_in_strips
 
     def decode(*args: Any, **options: Any) -> torch.Tensor:
         called.append(args)
         return real(*args, **options)
 
-    monkeypatch.setattr(pipeline, "decode_in_strips", decode)
+    monkeypatch.setattr(coding, "decode_in_strips", decode)
     result = pipe(request(controls=(), size=size, steps=1))
     assert result.images[0].shape == (*size, 3) and bool(called) == expected
 
