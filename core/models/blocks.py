@@ -15,6 +15,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from core.models.attention import attend
+from core.models.norms import GroupNorm
+
 KeyValue = tuple[Tensor, Tensor]  # each (B, heads, tokens, head channels)
 
 
@@ -40,11 +43,11 @@ class ResBlock(nn.Module):
         """Build for (B, channels, h, w) in, (B, out_channels, h, w) out."""
         super().__init__()
         self.in_layers = nn.Sequential(
-            nn.GroupNorm(32, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+            GroupNorm(32, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, out_channels))
         self.out_layers = nn.Sequential(
-            nn.GroupNorm(32, out_channels),
+            GroupNorm(32, out_channels),
             nn.SiLU(),
             nn.Identity(),  # the published dropout, p = 0: keeps the index of the convolution
             zero_module(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
@@ -108,7 +111,7 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, kv: KeyValue | None = None) -> Tensor:
         """Map ``x`` (B, N, query_dim); ``kv`` from ``key_value``, else from ``x`` itself."""
         k, v = self.key_value(x) if kv is None else kv
-        out = F.scaled_dot_product_attention(self._split(self.to_q(x)), k, v)
+        out = attend(self._split(self.to_q(x)), k, v)
         return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
 
 
@@ -142,7 +145,7 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         inner = heads * dim_head
         self.linear = linear
-        self.norm = nn.GroupNorm(32, channels, eps=1e-6)
+        self.norm = GroupNorm(32, channels, eps=1e-6)
         self.proj_in: nn.Module = nn.Linear(channels, inner) if linear else nn.Conv2d(channels, inner, 1)
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(inner, heads, dim_head, context_dim) for _ in range(depth)

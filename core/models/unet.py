@@ -19,6 +19,7 @@ from core.models.blocks import (
     timestep_embedding,
     zero_module,
 )
+from core.models.norms import GroupNorm
 
 ContextKV = tuple[KeyValue, ...]  # one pair for each attention over the text, in the order of the blocks
 
@@ -120,7 +121,7 @@ class UNet(UNetEncoder):
                     ds //= 2
                 self.output_blocks.append(TimestepSequential(*layers))
         self.out = nn.Sequential(
-            nn.GroupNorm(32, ch), nn.SiLU(), zero_module(nn.Conv2d(ch, config.out_channels, 3, padding=1))
+            GroupNorm(32, ch), nn.SiLU(), zero_module(nn.Conv2d(ch, config.out_channels, 3, padding=1))
         )
 
     def forward(

@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from core.config import VAEConfig
+from core.models.norms import GroupNorm
 
 EPS = 1e-6  # of every GroupNorm in the autoencoder
 
@@ -18,9 +19,9 @@ class ResnetBlock(nn.Module):
     def __init__(self, channels: int, out_channels: int, groups: int) -> None:
         """Build for (B, channels, h, w) in, (B, out_channels, h, w) out."""
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, channels, eps=EPS)
+        self.norm1 = GroupNorm(groups, channels, eps=EPS)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, out_channels, eps=EPS)
+        self.norm2 = GroupNorm(groups, out_channels, eps=EPS)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         same = channels == out_channels
         self.nin_shortcut = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
@@ -38,7 +39,7 @@ class AttnBlock(nn.Module):
     def __init__(self, channels: int, groups: int) -> None:
         """Build for (B, channels, h, w)."""
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, eps=EPS)
+        self.norm = GroupNorm(groups, channels, eps=EPS)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -127,7 +128,7 @@ class Encoder(nn.Module):
             last = level + 1 == len(config.ch_mult)
             self.down.append(Level(blocks, downsample=None if last else Downsample(ch)))
         self.mid = Middle(ch, groups)
-        self.norm_out = nn.GroupNorm(groups, ch, eps=EPS)
+        self.norm_out = GroupNorm(groups, ch, eps=EPS)
         self.conv_out = nn.Conv2d(ch, 2 * config.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -155,7 +156,7 @@ class Decoder(nn.Module):
                 ch = mult * config.ch
             levels.append(Level(blocks, upsample=Upsample(ch) if level else None))
         self.up = nn.ModuleList(reversed(levels))  # published order: index 0 is the full resolution
-        self.norm_out = nn.GroupNorm(groups, ch, eps=EPS)
+        self.norm_out = GroupNorm(groups, ch, eps=EPS)
         self.conv_out = nn.Conv2d(ch, config.out_ch, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:

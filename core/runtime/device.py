@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import platform
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 CPU = torch.device("cpu")
 DEVICES = ("auto", "cpu", "cuda", "cuda:N", "mps")
@@ -93,3 +95,13 @@ def autocast(kind: str) -> torch.autocast:
     """
     native = cpu_has_bfloat16() if kind == "cpu" else kind == "cuda" and torch.cuda.is_bf16_supported()
     return torch.autocast(kind, torch.bfloat16, enabled=native)
+
+
+def training_attention(kind: str) -> AbstractContextManager[None]:
+    """Return the context in which attention over small maps is trained fastest on a device of this ``kind``.
+
+    On a CPU the gradient of the fused attention takes longer than that of two products and a softmax: a
+    quarter of the demo model's whole step, which is a sixth faster without it.
+    """
+    plain: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
+    return plain if kind == "cpu" else nullcontext()

@@ -50,6 +50,9 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
     sub = _stage(commands, "render", "compose toy-world scenes into --data")
     sub.add_argument("--count", type=int, default=16384, help="scenes (default 16384)")
+    sub.add_argument("--first", type=int, default=0, help="seed of the first scene (default 0)")
+    sub.add_argument("--size", type=int, default=256, help="side in pixels (default 256)")
+    sub.add_argument("--things", type=int, help="only the first so many things (default all)")
     sub.add_argument("--workers", type=int, default=2, help="processes (default 2)")
     sub = _stage(commands, "hints", "make a control's hints of the scenes, with the apps' detectors")
     sub.add_argument("--control", required=True, help="which control")
@@ -154,7 +157,15 @@ def _run_demo(args: argparse.Namespace) -> None:
         from core.training.toyworld.sprites import default_cache_dir, fetch_sprites
 
         fetch_sprites(default_cache_dir())
-        render(args.data, default_cache_dir(), args.count, workers=args.workers)
+        render(
+            args.data,
+            default_cache_dir(),
+            args.count,
+            first_seed=args.first,
+            size=args.size,
+            things=args.things,
+            workers=args.workers,
+        )
         return
     if args.command == "detector":
         return run_detector(args)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from core.config import ModelConfig
 from core.models.text_encoder import END_TOKEN, START_TOKEN, TextEncoder, tokenizer
 from core.models.unet import UNet
-from core.runtime.device import CPU, autocast, for_training
+from core.runtime.device import CPU, autocast, for_training, training_attention
 from core.training.data import LatentScenes
 from core.training.diffusion import DiffusionLoss, draw
 from core.training.loop import LoopConfig, Trainer
@@ -113,7 +113,7 @@ def train_base(
         captions = varied_captions([dataset.scenes.captions[i] for i in which], generator)
         noise, t = (v.to(device) for v in draw(tuple(x_0.shape), config.schedule.timesteps, generator))
         x_t = criterion.noised(x_0, noise, t)
-        with autocast(device.type):
+        with autocast(device.type), training_attention(device.type):
             prediction = model.unet(x_t, t, model.text.encode(captions))
         return criterion(prediction, x_0, noise, t)
 

@@ -15,7 +15,7 @@ from core.config import ModelConfig
 from core.models.text_encoder import TextEncoder
 from core.models.unet import UNet
 from core.models.variants import AnyControlNet, control_class
-from core.runtime.device import CPU, autocast, for_training
+from core.runtime.device import CPU, autocast, for_training, training_attention
 from core.training.base import varied_captions
 from core.training.data import LatentScenes
 from core.training.diffusion import DiffusionLoss, draw
@@ -132,7 +132,7 @@ def train_control(
         batch = draw_batch(generator)
         noise, t = (v.to(device) for v in draw(tuple(batch.x_0.shape), config.schedule.timesteps, generator))
         x_t = criterion.noised(batch.x_0, noise, t)
-        with autocast(device.type):
+        with autocast(device.type), training_attention(device.type):
             prediction = control_prediction(unet, net, batch, x_t, t)
         return criterion(prediction, batch.x_0, noise, t)
 

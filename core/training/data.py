@@ -19,22 +19,35 @@ from tqdm import tqdm
 
 from core.models.vae import AutoencoderKL
 from core.runtime.device import autocast
+from core.training.toyworld.objects import all_objects
 from core.training.toyworld.scene import make_scene
 from core.training.toyworld.sprites import SpriteLibrary
 
 log = logging.getLogger(__name__)
 
 
-def _render_chunk(seeds: Sequence[int], sprites: Path, size: int) -> tuple[NDArray[np.uint8], list[str]]:
-    library = SpriteLibrary.load(sprites)
+def _render_chunk(
+    seeds: Sequence[int], sprites: Path, size: int, things: int | None
+) -> tuple[NDArray[np.uint8], list[str]]:
+    library = SpriteLibrary.load(sprites, all_objects()[:things])
     scenes = [make_scene(seed, library, size) for seed in seeds]
     return np.stack([scene.image for scene in scenes]), [scene.caption for scene in scenes]
 
 
 def render(
-    output: Path, sprites: Path, count: int, *, first_seed: int = 0, size: int = 256, workers: int = 2
+    output: Path,
+    sprites: Path,
+    count: int,
+    *,
+    first_seed: int = 0,
+    size: int = 256,
+    things: int | None = None,
+    workers: int = 2,
 ) -> None:
-    """Write ``count`` scenes to ``output``: images.npy (count, size, size, 3) uint8 RGB and captions.json."""
+    """Write ``count`` scenes to ``output``: images.npy (count, size, size, 3) uint8 RGB and captions.json.
+
+    ``things`` limits the scenes to the first so many rows of objects.csv, beside people and solids.
+    """
     output.mkdir(parents=True, exist_ok=True)
     partial_path = output / "images.partial.npy"
     images = np.lib.format.open_memmap(partial_path, mode="w+", dtype=np.uint8, shape=(count, size, size, 3))
@@ -42,7 +55,7 @@ def render(
     seeds = range(first_seed, first_seed + count)
     chunks = [seeds[i : i + 128] for i in range(0, count, 128)]
     with ProcessPoolExecutor(workers) as pool:
-        work = pool.map(partial(_render_chunk, sprites=sprites, size=size), chunks)
+        work = pool.map(partial(_render_chunk, sprites=sprites, size=size, things=things), chunks)
         for pictures, words in tqdm(work, total=len(chunks), desc="render", mininterval=10):
             images[len(captions) : len(captions) + len(words)] = pictures
             captions += words
