@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from core.models.blocks import (
 from core.models.norms import GroupNorm
 
 ContextKV = tuple[KeyValue, ...]  # one pair for each attention over the text, in the order of the blocks
+Residuals = Sequence[Tensor | None]
 
 
 class UNetEncoder(nn.Module):
@@ -129,7 +130,7 @@ class UNet(UNetEncoder):
         x: Tensor,
         t: Tensor,
         context: Tensor | ContextKV,
-        residuals: Sequence[Tensor | None] | None = None,
+        residuals: Residuals | Callable[[], Residuals] | None = None,
     ) -> Tensor:
         """Predict eps or v.
 
@@ -138,18 +139,20 @@ class UNet(UNetEncoder):
             t: (B,) time steps.
             context: (B, tokens, context_dim), or what ``project_context`` made of it.
             residuals: one for each input block's skip, last the middle block's; each (B, c, h', w') or None
-                for nothing, which is how control on the middle block alone is asked for.
+                for nothing, which is how control on the middle block alone is asked for. Or a function that
+                gives them, called once the encoder is done: they may be computed beside it.
         """
         emb = self.embed_time(t, x.dtype)
         kvs = iter(context if isinstance(context, tuple) else self.project_context(context))
-        return self.decode(self.encode(x, emb, kvs), emb, kvs, residuals)
+        encoded = self.encode(x, emb, kvs)
+        return self.decode(encoded, emb, kvs, residuals() if callable(residuals) else residuals)
 
     def decode(
         self,
         encoded: Sequence[Tensor],
         emb: Tensor,
         kvs: Iterator[KeyValue],
-        residuals: Sequence[Tensor | None] | None = None,
+        residuals: Residuals | None = None,
     ) -> Tensor:
         """Return the prediction from what ``encode`` gave; the arguments are those of ``forward``.
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from core.errors import NumericalError
-from core.models.controlnet import add_residuals
 from core.models.unet import ContextKV, UNet
 from core.models.variants import AnyControlNet
 from core.request import ControlUnit
 from core.sampling.schedule import Schedule
+from core.sampling.step import ControlInputs, Predict, StepInputs, make_time, predict
 
 GUESS_DECAY = 0.825  # from each residual to the one before it, in guess mode
 # A share such as 0.3 and a step's share such as 3 / 10 may differ in the last bit.
@@ -102,7 +101,8 @@ class GuidedDenoiser:
     """A ``Denoiser`` for one request: (x_t, t, step index) -> eps, all float32.
 
     The conditional rows come first in the batch, the unconditional ones second; at ``cfg_scale`` 1 there are
-    none. ``context_kv`` are the UNet's keys and values for exactly these rows.
+    none. ``context_kv`` are the UNet's keys and values for exactly these rows. ``predict`` computes the
+    networks' part of a step.
     """
 
     unet: UNet
@@ -113,6 +113,9 @@ class GuidedDenoiser:
     guess_mode: bool
     steps: int
     guess_depth: int = 12
+    predict: Predict = predict
+    # What the networks are given in a step, by which controls act in it.
+    _inputs: dict[tuple[bool, ...], StepInputs] = field(default_factory=dict, init=False)
 
     @property
     def guided(self) -> bool:
@@ -124,34 +127,36 @@ class GuidedDenoiser:
         x = x_t.to(self.context_kv[0][0].dtype, memory_format=torch.channels_last)
         if self.guided:
             x = torch.cat([x, x])  # (2B, C, h, w)
-        time = torch.full((len(x),), float(t), device=x.device)
-        out = self.unet(x, time, self.context_kv, self._residuals(x, time, len(x_t), step_index)).float()
+        time = make_time(t, len(x), x.device)
+        out = self.predict(self.inputs(len(x_t), step_index), x, time).float()
         if self.guided:
             conditional, unconditional = out.chunk(2)
             out = unconditional + self.cfg_scale * (conditional - unconditional)
         # Linear in the prediction, so that it may come after guidance.
         return self.schedule.eps_from_v(out, x_t, t) if self.schedule.parameterization == "v" else out
 
-    def _residuals(self, x: Tensor, time: Tensor, batch: int, step_index: int) -> list[Tensor] | None:
-        """Add up the scaled residuals of the controls that act in this step; None where there is none."""
-        total: list[Tensor] | None = None
-        for control in self.controls:
-            if not is_active(control.start, control.end, step_index, self.steps):
-                continue
-            rows = batch if self.guess_mode or control.pooled else len(x)
-            residuals = control.fixed
-            if residuals is None:
-                residuals = control.net(x[:rows], time[:rows], control.kv, control.hint_embedding)
-            scales = residual_scales(
-                control.strength, len(residuals), self.guess_mode, self.guess_depth
-            )
-            scaled = [r if s == 1.0 else r * s for r, s in zip(residuals, scales, strict=True)]
-            if control.pooled:
-                scaled = [r.mean((2, 3), keepdim=True) for r in scaled]
-            if rows < len(x):  # zeros for the unconditional rows
-                scaled = [F.pad(r, (0, 0, 0, 0, 0, 0, 0, len(x) - rows)) for r in scaled]
-            total = add_residuals(total, scaled)
-        return total
+    def inputs(self, batch: int, step_index: int) -> StepInputs:
+        """Return what the networks are given in a step besides x and the time, for ``batch`` pictures."""
+        acting = tuple(is_active(c.start, c.end, step_index, self.steps) for c in self.controls)
+        if acting not in self._inputs:
+            controls = [c for c, acts in zip(self.controls, acting, strict=True) if acts]
+            given = tuple(self._given(control, batch) for control in controls)
+            self._inputs[acting] = StepInputs(self.unet, self.context_kv, given)
+        return self._inputs[acting]
+
+    def _given(self, control: ActiveControl, batch: int) -> ControlInputs:
+        alone = self.guess_mode or control.pooled or not self.guided
+        count = len(control.fixed) if control.fixed is not None else control.net.num_residuals
+        scales = residual_scales(control.strength, count, self.guess_mode, self.guess_depth)
+        return ControlInputs(
+            control.net,
+            control.hint_embedding,
+            control.kv,
+            batch if alone else 2 * batch,
+            None if set(scales) == {1.0} else torch.tensor(scales, device=control.hint_embedding.device),
+            None if control.fixed is None else tuple(control.fixed),
+            control.pooled,
+        )
 
 
 def check_finite(values: Tensor, when: str, dtype: torch.dtype) -> None:

@@ -50,6 +50,7 @@ class Anew(torch.nn.Module):
     def __init__(self, net: AnyControlNet) -> None:
         super().__init__()
         self.net = net
+        self.num_residuals = net.num_residuals
 
     def embed_hint(self, picture: Tensor) -> Tensor:
         return self.net.embed_hint(picture)
