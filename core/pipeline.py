@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from core.additions import Lora, loras_text
 from core.config import ModelConfig
@@ -24,14 +22,16 @@ from core.runtime.control_cache import DEFAULT_BUDGET, ControlCache
 from core.runtime.device import vae_dtype
 from core.runtime.placement import Placement
 from core.sampling.coding import PictureCoder
+from core.sampling.draw import Drawer, Images
 from core.sampling.noise import image_seeds
-from core.sampling.prepare import Preparer, acting_units
-from core.sampling.preview import Throttle
-from core.sampling.repaint import composite
+from core.sampling.prepare import Preparer
 from core.sampling.walk import Walker
 from core.weights.checkpoint import BaseNetworks
 from core.weights.mixing import LoraMixer
 
+OUT_OF_MEMORY = "The device ran out of memory: make fewer or smaller pictures, or start with --low-vram."
+
+Update = Progress | Result | Exception  # of one request among several
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -95,9 +95,10 @@ class ControlNetPipeline:
         self._cache = ControlCache(lambda name: self._settle(load_control(name)), max_controls)
         self._locate_control = locate_control
         words = Embeddings(embeddings, width=config.text.width, title=config.title)
-        self._coder = PictureCoder(base.vae, self._placement, self.device, vae_dtype(self.dtype), strips)
-        self._prepare = Preparer(config, base, words, self._coder, self._placement, self.dtype)
-        self._walk = Walker(config, base, self._placement, self.device, self.dtype)
+        coder = PictureCoder(base.vae, self._placement, self.device, vae_dtype(self.dtype), strips)
+        self._prepare = Preparer(config, base, words, coder, self._placement, self.dtype)
+        walk = Walker(config, base, self._placement, self.device)
+        self._draw = Drawer(self._cache, self._prepare, walk, coder, self.dtype)
         self._mixer = mixer
         self._told = {"vae": vae, "transfer_from": transfer_from}
         # Not an RLock: a generator may be resumed, and so release it, in another thread.
@@ -180,28 +181,76 @@ class ControlNetPipeline:
             ValueError: this model has no such ControlNet; raised at once.
             ValueError, WeightsMissing, CheckpointMismatch, NumericalError: as above, from the generator.
         """
+        self.check(request)
+        return self._sample(request)
+
+    def check(self, request: Request) -> None:
+        """Raise ``ValueError`` where this model has no ControlNet that ``request`` names."""
         for unit in request.controls:
             self._check_known(unit.control)
-        return self._sample(request)
+
+    def batch_key(self, request: Request) -> Hashable:
+        """Return what is equal for requests that can be drawn as one batch.
+
+        Raises:
+            ValueError: this model has no such ControlNet, or a prompt is too long.
+            CheckpointMismatch: an embedding that a prompt names cannot be used.
+        """
+        self.check(request)
+        return self._prepare.key(request)
 
     def _check_known(self, control: str) -> None:
         if control not in self.controls:
             choices = ", ".join(self.controls) or "none: this model has no ControlNets"
             raise ValueError(f"control is {control!r}: {self.title} has {choices}.")
 
-    @torch.inference_mode()  # a `with` around a yield would leave it on in the caller
     def _sample(self, request: Request) -> Iterator[Progress | Result]:
+        with closing(self._together([request], _always)) as updates:
+            try:
+                for _, update in updates:
+                    if isinstance(update, Exception):
+                        raise update
+                    yield update
+            except torch.OutOfMemoryError:
+                raise SuiteError(OUT_OF_MEMORY) from None
+
+    def sample_together(
+        self, requests: Sequence[Request], wanted: Callable[[int], bool] | None = None
+    ) -> Iterator[tuple[int, Update]]:
+        """Return a generator of (index of a request, update): ``sample`` for several requests at once.
+
+        Each picture is what it is alone, within the rounding that this class tells of. An error that is of
+        one request alone is its last update; the others go on. ``wanted`` says whether anybody still waits
+        for a request: of others nothing is told or decoded. Closing the generator cancels all of them.
+
+        Raises:
+            ValueError: they differ in ``batch_key``; raised at once.
+            WeightsMissing, torch.OutOfMemoryError: from the generator; this is of all of them.
+        """
+        if len({self.batch_key(request) for request in requests}) != 1:
+            raise ValueError("requests must have one batch_key to be drawn together: draw each by itself.")
+        return self._together(requests, wanted or _always)
+
+    @torch.inference_mode()  # a `with` around a yield would leave it on in the caller
+    def _together(
+        self, requests: Sequence[Request], wanted: Callable[[int], bool]
+    ) -> Generator[tuple[int, Update]]:
+        last: tuple[int, Update] | None = None
         with self._lock:
             began = time.perf_counter()
-            try:
-                latents = yield from self._sample_latents(request)
-                images = _finish(request, self._coder.decode(latents))
-            except torch.OutOfMemoryError:
-                raise SuiteError(
-                    "The device ran out of memory: make fewer or smaller pictures, or start with --low-vram."
-                ) from None
-            seconds = time.perf_counter() - began
-        yield Result(
+            for i, update in self._draw(requests, wanted):
+                if last is not None:
+                    yield last
+                    last = None
+                if isinstance(update, tuple):
+                    last = i, self._result(requests[i], update, time.perf_counter() - began)
+                else:
+                    yield i, update
+        if last is not None:  # once the model is free
+            yield last
+
+    def _result(self, request: Request, images: Images, seconds: float) -> Result:
+        return Result(
             images=images,
             request=request,
             seeds=image_seeds(request.seed, request.num_samples),
@@ -217,20 +266,6 @@ class ControlNetPipeline:
         more = {**self._told, "clip_skip": str(clip_skip or ""), "loras": loras_text(loras)}
         return told | {name: text for name, text in more.items() if text}
 
-    def _sample_latents(self, request: Request) -> Generator[Progress, None, Tensor]:
-        """Yield one Progress a step; return the finished latents (B, C, h, w)."""
-        nets = self._cache.get([unit.control for unit in acting_units(request)])
-        prepared = self._prepare(request)
-        throttle = Throttle(self._coder.preview())
-        with closing(self._walk(prepared, nets)) as states:
-            for state, seconds in states:
-                yield Progress(state.step, request.walked_steps, throttle(state.x_0), seconds)
-        return state.x_t
 
-
-def _finish(request: Request, images: tuple[NDArray[np.uint8], ...]) -> tuple[NDArray[np.uint8], ...]:
-    """Put back, to the bit, what a mask keeps of the picture."""
-    picture, mask = request.init, request.mask
-    if picture is None or mask is None:
-        return images
-    return tuple(composite(image, picture, mask) for image in images)
+def _always(index: int) -> bool:
+    return True

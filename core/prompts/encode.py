@@ -52,6 +52,11 @@ def encode_prompts(
     return rearrange(context, "(b n) t d -> b (n t) d", n=count)
 
 
+def count_chunks(text: TextEncoder, prompts: Sequence[str], embeddings: Embeddings | None = None) -> int:
+    """Return how many chunks the context of the prompts has, without encoding them; raises as above."""
+    return max(len(_chunks(text, prompt, embeddings)) for prompt in prompts)
+
+
 def _weighted(context: Tensor, weights: Tensor) -> Tensor:
     """Scale each row's places (B, t) and give the row its old mean back, as the web UI does."""
     changed = [i for i, row in enumerate(weights) if bool((row != 1.0).any())]

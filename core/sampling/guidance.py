@@ -12,12 +12,15 @@ from core.errors import NumericalError
 from core.models.unet import ContextKV, UNet
 from core.models.variants import AnyControlNet
 from core.request import ControlUnit
+from core.sampling.rows import Counts, as_counts, per_picture
 from core.sampling.schedule import Schedule
 from core.sampling.step import ControlInputs, Predict, StepInputs, make_time, predict
 
 GUESS_DECAY = 0.825  # from each residual to the one before it, in guess mode
 # A share such as 0.3 and a step's share such as 3 / 10 may differ in the last bit.
 SHARE_TOLERANCE = 1e-6
+
+Scale = float | Tensor  # one for all rows, or one for each: (rows, 1, 1, 1) float32
 
 
 def residual_scales(strength: float, count: int, guess_mode: bool, depth: int = 12) -> list[float]:
@@ -32,84 +35,88 @@ def is_active(start: float, end: float, step_index: int, steps: int) -> bool:
     return start - SHARE_TOLERANCE <= share < end - SHARE_TOLERANCE
 
 
-def text_rows(net: UNet | AnyControlNet, context: Tensor, batch: int) -> ContextKV:
-    """Project ``context`` (1 or 2 rows, tokens, d) once and repeat each row for ``batch`` pictures.
+def text_rows(net: UNet | AnyControlNet, context: Tensor, counts: Counts) -> ContextKV:
+    """Project ``context`` (rows, tokens, d) once and repeat each row for the pictures of its request.
 
-    One row is repeated without copying. With two (conditional, unconditional) each picture's keys and values
-    are copied, about 4 MB a row for SD 1.5 at 16 bits.
+    There are one or two rows a request, all conditional ones first. A single row is repeated without copying.
+    With two each picture's keys and values are copied, about 4 MB a row for SD 1.5 at 16 bits.
     """
+    counts = as_counts(counts)
+    halves = len(context) // len(counts)
     pairs = net.project_context(context)
-    if batch == 1:
-        return pairs
-    if len(context) == 1:
-        return tuple((k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1)) for k, v in pairs)
-    return tuple((k.repeat_interleave(batch, 0), v.repeat_interleave(batch, 0)) for k, v in pairs)
+    return tuple((per_picture(k, counts, halves), per_picture(v, counts, halves)) for k, v in pairs)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ActiveControl:
-    """One ControlNet of a request, with all that does not change over the steps.
+    """One ControlNet of a batch, with all that does not change over the steps.
 
-    ``hint_embedding`` (1, model_channels, h, w); ``kv`` has as many rows as this network is given: in guess
-    mode, and where the control is ``pooled``, the conditional ones only. ``fixed`` are the residuals, of as
-    many rows, where they are the same at every step: then the network is not called again. Of a pooled
-    control's residuals the mean over the pixels counts.
+    ``kv`` has as many rows as this network is given: in guess mode, and where the control is ``pooled``, the
+    conditional ones only. ``hint_embedding`` (rows, model_channels, h, w) has as many, or one where all
+    pictures have one hint. ``fixed`` are the residuals, of as many rows, where they are the same at every
+    step: then the network is not called again. Of a pooled control's residuals the mean over the pixels
+    counts. ``strength`` may be each row's own.
     """
 
     net: AnyControlNet
     hint_embedding: Tensor
     kv: ContextKV
-    strength: float
+    strength: Scale
     start: float
     end: float
     fixed: list[Tensor] | None = None
     pooled: bool = False
 
 
-def fixed_residuals(net: AnyControlNet, context: Tensor, embedding: Tensor, batch: int) -> list[Tensor]:
-    """Compute the residuals of a network that looks at neither x_t nor t, for ``batch`` pictures.
+def fixed_residuals(net: AnyControlNet, context: Tensor, embedding: Tensor, counts: Counts) -> list[Tensor]:
+    """Compute the residuals of a network that looks at neither x_t nor t, for all pictures.
 
-    It is given one row for each of ``context``; what it returns is repeated for the pictures, without copying
-    where all rows are the same.
+    It is given one row for each of ``context``, and of ``embedding`` one a request or one for all; what it
+    returns is repeated for the pictures, without copying where all rows are the same.
     """
-    rows = len(context) * batch
+    counts = as_counts(counts)
+    halves = len(context) // len(counts)
+    if len(embedding) > 1:
+        embedding = torch.cat([embedding] * halves)
     made: list[Tensor] = net(None, None, context, embedding)
-    return [
-        r.expand(rows, -1, -1, -1) if len(r) == 1 else r.repeat_interleave(rows // len(r), 0) for r in made
-    ]
+    return [per_picture(r, counts, halves) for r in made]
 
 
 def prepare_control(
-    net: AnyControlNet, unit: ControlUnit, hint: Tensor, context: Tensor, batch: int, pooled: bool = False
+    net: AnyControlNet, unit: ControlUnit, hint: Tensor, context: Tensor, counts: Counts, pooled: bool = False
 ) -> ActiveControl:
     """Compute once what ``unit`` needs at every step.
 
-    ``hint`` is (1, 3, H, W) in [0, 1]; ``context`` has the rows that this ControlNet shall see: conditional
-    first and, outside guess mode and where guidance asks for it, unconditional second.
+    ``hint`` is (1, 3, H, W) in [0, 1], or has one row a request; ``context`` has the rows that this
+    ControlNet shall see: conditional first and, outside guess mode and where guidance asks for it,
+    unconditional second.
     """
+    counts = as_counts(counts)
     if pooled:
-        context = context[:1]
+        context = context[: len(counts)]
     picture = hint.to(context.device, context.dtype, memory_format=torch.channels_last)
     embedding = net.embed_hint(picture)
-    fixed = fixed_residuals(net, context, embedding, batch) if net.static else None
-    kv = text_rows(net, context, batch) if fixed is None else ()
+    fixed = fixed_residuals(net, context, embedding, counts) if net.static else None
+    kv = text_rows(net, context, counts) if fixed is None else ()
+    if len(embedding) > 1 and fixed is None:
+        embedding = per_picture(embedding, counts, len(context) // len(counts))
     return ActiveControl(net, embedding, kv, unit.strength, unit.start, unit.end, fixed, pooled)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GuidedDenoiser:
-    """A ``Denoiser`` for one request: (x_t, t, step index) -> eps, all float32.
+    """A ``Denoiser`` for one batch: (x_t, t, step index) -> eps, all float32.
 
     The conditional rows come first in the batch, the unconditional ones second; at ``cfg_scale`` 1 there are
-    none. ``context_kv`` are the UNet's keys and values for exactly these rows. ``predict`` computes the
-    networks' part of a step.
+    none. ``context_kv`` are the UNet's keys and values for exactly these rows. ``cfg_scale`` may be each
+    picture's own, none of them 1. ``predict`` computes the networks' part of a step.
     """
 
     unet: UNet
     schedule: Schedule
     context_kv: ContextKV
     controls: Sequence[ActiveControl]
-    cfg_scale: float
+    cfg_scale: Scale
     guess_mode: bool
     steps: int
     guess_depth: int = 12
@@ -120,7 +127,7 @@ class GuidedDenoiser:
     @property
     def guided(self) -> bool:
         """Whether there is an unconditional half."""
-        return self.cfg_scale != 1.0
+        return isinstance(self.cfg_scale, Tensor) or self.cfg_scale != 1.0
 
     def __call__(self, x_t: Tensor, t: float, step_index: int) -> Tensor:
         """Predict the noise in ``x_t`` (B, C, h, w) at time step ``t``, which may be a fraction."""
@@ -146,17 +153,26 @@ class GuidedDenoiser:
 
     def _given(self, control: ActiveControl, batch: int) -> ControlInputs:
         alone = self.guess_mode or control.pooled or not self.guided
-        count = len(control.fixed) if control.fixed is not None else control.net.num_residuals
-        scales = residual_scales(control.strength, count, self.guess_mode, self.guess_depth)
+        rows = batch if alone else 2 * batch
         return ControlInputs(
             control.net,
             control.hint_embedding,
             control.kv,
-            batch if alone else 2 * batch,
-            None if set(scales) == {1.0} else torch.tensor(scales, device=control.hint_embedding.device),
+            rows,
+            self._scales(control, rows),
             None if control.fixed is None else tuple(control.fixed),
             control.pooled,
         )
+
+    def _scales(self, control: ActiveControl, rows: int) -> Tensor | None:
+        """Return the factors of the residuals, (n,) or each row's own; None where all are 1."""
+        count = len(control.fixed) if control.fixed is not None else control.net.num_residuals
+        strength, device = control.strength, control.hint_embedding.device
+        if isinstance(strength, Tensor):
+            factors = torch.tensor(residual_scales(1.0, count, self.guess_mode, self.guess_depth))
+            return factors.to(device)[:, None, None, None, None] * strength[:rows]  # (n, rows, 1, 1, 1)
+        scales = residual_scales(strength, count, self.guess_mode, self.guess_depth)
+        return None if set(scales) == {1.0} else torch.tensor(scales, device=device)
 
 
 def check_finite(values: Tensor, when: str, dtype: torch.dtype) -> None:
@@ -165,9 +181,13 @@ def check_finite(values: Tensor, when: str, dtype: torch.dtype) -> None:
     Raises:
         NumericalError: says when, and what to do.
     """
-    if bool(torch.isfinite(values).all()):
-        return
+    if not bool(torch.isfinite(values).all()):
+        raise not_finite(when, dtype)
+
+
+def not_finite(when: str, dtype: torch.dtype) -> NumericalError:
+    """Return what to raise where latents hold NaN or infinity; the arguments are as above."""
     damaged = "the weights may be damaged: run python -m core.weights verify"
     remedy = damaged if dtype == torch.float32 else "use --dtype float32"
     name = str(dtype).removeprefix("torch.")
-    raise NumericalError(f"NaN or infinity in the latents {when}, computed in {name}: {remedy}.")
+    return NumericalError(f"NaN or infinity in the latents {when}, computed in {name}: {remedy}.")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from core.config import ModelConfig
 from core.images import hint_to_tensor
 from core.prompts.embeddings import Embeddings
-from core.prompts.encode import encode_prompts
+from core.prompts.encode import count_chunks, encode_prompts
 from core.request import ControlUnit, Request
 from core.runtime.placement import Placement
 from core.sampling.coding import PictureCoder
@@ -20,6 +21,11 @@ from core.sampling.repaint import latent_share
 from core.weights.checkpoint import BaseNetworks
 
 MASKED = 127  # above, a pixel of the mask counts as covered
+# What each picture of a batch may have for itself, or what ``Preparer.key`` looks at more closely. All other
+# fields, those to come too, are the same over a batch.
+OWN = {"prompt", "negative_prompt", "num_samples", "cfg_scale", "seed"}
+LOOKED_AT = {"controls", "size", "init", "denoise", "mask"}
+OWN_OF_UNITS = {"hint", "strength"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,8 +83,31 @@ class Preparer:
             share = latent_share(request.mask, self._networks.vae.factor).to(x_0.device)
         return Prepared(request, context, units, hints, x_0, share)
 
+    def key(self, request: Request) -> Hashable:
+        """Return what is equal for requests that can be walked as one batch.
+
+        Raises:
+            ValueError: a prompt is too long.
+            CheckpointMismatch: an embedding that a prompt names cannot be used.
+        """
+        shared = [getattr(request, f.name) for f in fields(request) if f.name not in OWN | LOOKED_AT]
+        units = [
+            tuple(getattr(unit, f.name) for f in fields(unit) if f.name not in OWN_OF_UNITS)
+            for unit in acting_units(request)
+        ]
+        return (
+            *shared,
+            *units,
+            request.height_width,
+            request.walked_steps,
+            request.init is not None and request.denoise < 1.0,
+            request.init is not None and request.mask is not None,
+            request.cfg_scale == 1.0,
+            count_chunks(self._networks.text, _prompts(request), self._embeddings),
+        )
+
     def _encode_text(self, request: Request) -> Tensor:
-        prompts = [request.prompt] if request.cfg_scale == 1.0 else [request.prompt, request.negative_prompt]
+        prompts = _prompts(request)
         text = self._networks.text
         with self._placement.in_use(text):
             return encode_prompts(text, prompts, self._embeddings).to(self._dtype)
@@ -94,6 +123,10 @@ class Preparer:
         if request.mask is not None and unit.control in self._config.masked_controls:
             hint[:, :, torch.from_numpy(request.mask > MASKED)] = -1.0
         return hint
+
+
+def _prompts(request: Request) -> list[str]:
+    return [request.prompt] if request.cfg_scale == 1.0 else [request.prompt, request.negative_prompt]
 
 
 def acting_units(request: Request) -> tuple[ControlUnit, ...]:

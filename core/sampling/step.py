@@ -18,12 +18,13 @@ from core.runtime.lanes import Fork, one_by_one
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ControlInputs:
-    """One ControlNet in a step, with all that does not change over the steps of a request.
+    """One ControlNet in a step, with all that does not change over the steps of a batch.
 
-    ``hint_embedding`` (1, model_channels, h, w); ``kv`` has ``rows`` rows, the first of the batch that the
-    UNet is given: the others get zeros. ``scales`` (n,) float32 are the factors of the n residuals, None
-    where all are 1. ``fixed`` are the residuals where they are the same at every step: then the network is
-    not called. Of a ``pooled`` control's residuals the mean over the pixels counts.
+    ``hint_embedding`` (1 or rows, model_channels, h, w); ``kv`` has ``rows`` rows, the first of the batch
+    that the UNet is given: the others get zeros. ``scales`` float32 are the factors of the n residuals, (n,)
+    or each row's own (n, rows, 1, 1, 1), None where all are 1. ``fixed`` are the residuals where they are the
+    same at every step: then the network is not called. Of a ``pooled`` control's residuals the mean over the
+    pixels counts.
     """
 
     net: AnyControlNet
