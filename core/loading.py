@@ -67,6 +67,7 @@ def load_pipeline(
     transfer_from: str | Path | None = None,
     strips: bool | None = None,
     parameterization: str | None = None,
+    graphs: bool | None = None,
 ) -> ControlNetPipeline:
     """Load a base model; its ControlNets are loaded when first used.
 
@@ -89,9 +90,12 @@ def load_pipeline(
         strips: whether to decode strip by strip; by default with low_vram, and where a side is above 1024 px.
         parameterization: "eps" or "v", what the UNet predicts; by default as the config or, of a checkpoint,
             the file itself tells.
+        graphs: whether to record steps as CUDA graphs and replay them, with the same result; by default on a
+            CUDA device, without low_vram.
 
     Raises:
-        ValueError: there is no such model, device, dtype, layer, folder or parameterization.
+        ValueError: there is no such model, device, dtype, layer, folder or parameterization, or there can be
+            no graphs.
         WeightsMissing: the base model's weights are not on this machine.
         CheckpointMismatch: a file holds something else.
     """
@@ -127,6 +131,7 @@ def load_pipeline(
         vae=None if vae is None else Path(vae).name,
         transfer_from=None if trained_on is None else trained_on.name,
         strips=strips,
+        graphs=graphs,
     )
 
 

@@ -282,9 +282,7 @@ def _stored(whole: dict[str, Any]) -> StoredRequest:
     )
 
 
-def _stored_init(
-    init: dict[str, Any] | None, controls: Sequence[StoredControl]
-) -> NDArray[np.uint8] | None:
+def _stored_init(init: dict[str, Any] | None, controls: Sequence[StoredControl]) -> NDArray[np.uint8] | None:
     if init is None or init["png"] is not None:
         return None if init is None else _read_hint(init["png"], init["size"], init["sha256"])
     return next((c.hint for c in controls if c.sha256 == init["sha256"]), None)
@@ -302,9 +300,7 @@ def _stored_control(unit: dict[str, Any]) -> StoredControl:
     return StoredControl(unit["control"], strength, start, end, hint, str(unit["sha256"]))
 
 
-def _read_hint(
-    packed: str, size: Sequence[int], digest: str, grey: bool = False
-) -> NDArray[np.uint8]:
+def _read_hint(packed: str, size: Sequence[int], digest: str, grey: bool = False) -> NDArray[np.uint8]:
     try:
         data = base64.b64decode(packed, validate=True)
     except binascii.Error as error:

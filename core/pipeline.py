@@ -23,6 +23,7 @@ from core.runtime.device import vae_dtype
 from core.runtime.placement import Placement
 from core.sampling.coding import PictureCoder
 from core.sampling.draw import Drawer, Images
+from core.sampling.graphs import StepGraphs, choose_predict
 from core.sampling.noise import image_seeds
 from core.sampling.prepare import Preparer
 from core.sampling.walk import Walker
@@ -60,6 +61,7 @@ class ControlNetPipeline:
         vae: str | None = None,
         transfer_from: str | None = None,
         strips: bool | None = None,
+        graphs: bool | None = None,
     ) -> None:
         """Take networks that are loaded, and a way to load ControlNets.
 
@@ -78,9 +80,11 @@ class ControlNetPipeline:
             transfer_from: the name of the base model that the ControlNets were moved from, if they were.
             strips: whether to decode pictures strip by strip, in less memory; by default with ``low_vram``,
                 and where a side is above 1024 px.
+            graphs: whether to record steps as CUDA graphs and replay them, with the same result; by default
+                on a CUDA device, without ``low_vram``.
 
         Raises:
-            ValueError: there is no such folder.
+            ValueError: there is no such folder, or there can be no ``graphs``.
         """
         self.config = config
         self.controls = tuple(config.controls if controls is None else controls)
@@ -97,7 +101,8 @@ class ControlNetPipeline:
         words = Embeddings(embeddings, width=config.text.width, title=config.title)
         coder = PictureCoder(base.vae, self._placement, self.device, vae_dtype(self.dtype), strips)
         self._prepare = Preparer(config, base, words, coder, self._placement, self.dtype)
-        walk = Walker(config, base, self._placement, self.device)
+        self._predict = choose_predict(self.device, graphs=graphs, low_vram=low_vram)
+        walk = Walker(config, base, self._placement, self.device, self._predict)
         self._draw = Drawer(self._cache, self._prepare, walk, coder, self.dtype)
         self._mixer = mixer
         self._told = {"vae": vae, "transfer_from": transfer_from}
@@ -238,14 +243,19 @@ class ControlNetPipeline:
         last: tuple[int, Update] | None = None
         with self._lock:
             began = time.perf_counter()
-            for i, update in self._draw(requests, wanted):
-                if last is not None:
-                    yield last
-                    last = None
-                if isinstance(update, tuple):
-                    last = i, self._result(requests[i], update, time.perf_counter() - began)
-                else:
-                    yield i, update
+            try:
+                for i, update in self._draw(requests, wanted):
+                    if last is not None:
+                        yield last
+                        last = None
+                    if isinstance(update, tuple):
+                        last = i, self._result(requests[i], update, time.perf_counter() - began)
+                    else:
+                        yield i, update
+            except torch.OutOfMemoryError:
+                if isinstance(self._predict, StepGraphs):
+                    self._predict.clear()  # what they hold may be what the next request lacks
+                raise
         if last is not None:  # once the model is free
             yield last
 

@@ -35,6 +35,7 @@ def test_every_picture_is_listed_and_every_listed_picture_is_there() -> None:
     assert sorted(rows()) == [path.name for path in FILES]
     assert len(FILES) >= 10
 
+
 @pytest.mark.parametrize("name", sorted(rows()))
 def test_a_picture_has_words_an_author_a_licence_and_a_place(name: str) -> None:
     words, author, licence, place = rows()[name]

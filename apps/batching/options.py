@@ -190,9 +190,7 @@ def _add_model(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--clip-skip", type=_positive, metavar="N", help="The text encoder's layer to read, from the end."
     )
-    p.add_argument(
-        "--embeddings", type=_folder, metavar="DIR", help="Where the textual-inversion files are."
-    )
+    p.add_argument("--embeddings", type=_folder, metavar="DIR", help="Where the textual-inversion files are.")
     add_options(p)
 
 

@@ -138,4 +138,3 @@ def _fill_from(bench: Workbench) -> Callable[[int], str]:
         return str(bench.present_examples[index].path)
 
     return fill
-

@@ -113,9 +113,7 @@ def _hint_of(app: App, picture: NDArray[np.uint8], settings: Settings, like: Seq
     return annotator.ready(picture, size=size, mend=settings.preprocessor == INVERTED_MAP)
 
 
-def make_request(
-    app: App, path: str | Path | None, hint: NDArray[np.uint8], settings: Settings
-) -> Request:
+def make_request(app: App, path: str | Path | None, hint: NDArray[np.uint8], settings: Settings) -> Request:
     """Say what the pipeline has to draw from the map of the picture at ``path``.
 
     Raises:

@@ -12,9 +12,7 @@ from core.images import open_image, to_rgb
 
 OPAQUE = 128  # from here on, a pixel's alpha means that it stays
 SHADE = 0.35  # of the brightness is left where the shown picture will be drawn anew
-NOTHING_MASKED = (
-    "Nothing is marked: paint over what to draw anew, or bring a PNG that is transparent there."
-)
+NOTHING_MASKED = "Nothing is marked: paint over what to draw anew, or bring a PNG that is transparent there."
 
 
 def read_picture(path: str | Path | None) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -27,9 +27,7 @@ class Token:
     vector: Tensor | None = None
 
 
-def encode_prompts(
-    text: TextEncoder, prompts: Sequence[str], embeddings: Embeddings | None = None
-) -> Tensor:
+def encode_prompts(text: TextEncoder, prompts: Sequence[str], embeddings: Embeddings | None = None) -> Tensor:
     """Return the context (B, 77 * n, width) of the prompts; n is the most chunks that any of them needs.
 
     A prompt that needs fewer goes on with empty chunks, or with its own again where the model's prompts
@@ -89,9 +87,7 @@ def _chunks(text: TextEncoder, prompt: str, embeddings: Embeddings | None) -> li
     chunks: list[list[Token]] = []
     for part in parse(prompt):
         groups = (
-            group
-            for piece in part
-            for group in _groups(encode(piece.text), piece.weight, names, embeddings)
+            group for piece in part for group in _groups(encode(piece.text), piece.weight, names, embeddings)
         )
         chunks += _wrap(groups, comma, limit)
     if len(chunks) > 1 and not chunks[-1]:

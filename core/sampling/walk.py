@@ -20,6 +20,7 @@ from core.sampling.repaint import Repaint, add_noise
 from core.sampling.rows import number_per_picture, per_picture
 from core.sampling.samplers import SAMPLERS, Denoiser, StepState, first_time
 from core.sampling.schedule import Schedule
+from core.sampling.step import Predict, predict
 from core.weights.checkpoint import BaseNetworks
 
 
@@ -42,11 +43,16 @@ class Walker:
     """Walks with one UNet, and the ControlNets that it is given, on one device."""
 
     def __init__(
-        self, config: ModelConfig, networks: BaseNetworks, placement: Placement, device: torch.device
+        self,
+        config: ModelConfig,
+        networks: BaseNetworks,
+        placement: Placement,
+        device: torch.device,
+        predict: Predict = predict,
     ) -> None:
-        """Compute on ``device``."""
+        """Compute on ``device``; ``predict`` computes the networks' part of a step."""
         self._config, self._networks, self._placement = config, networks, placement
-        self._device = device
+        self._device, self._predict = device, predict
         self._schedule = Schedule(config.schedule)
 
     def __call__(self, batch: Sequence[Prepared], nets: Mapping[str, AnyControlNet]) -> Generator[WalkedStep]:
@@ -107,6 +113,7 @@ class Walker:
             guess_mode=request.guess_mode,
             steps=request.walked_steps,
             guess_depth=self._config.control.guess_depth,
+            predict=self._predict,
         )
 
     def _control(

@@ -25,6 +25,7 @@ from core.training.start import load_start
 
 EMPTY_PROMPTS = 0.3  # so that the ControlNet learns to read the hint without being told what it shows
 
+
 @dataclass(frozen=True, slots=True)
 class ControlBatch:
     """What one step of ControlNet training sees.

@@ -239,7 +239,6 @@ def test_the_vocabulary_covers_all_captions() -> None:
     assert 1500 < len(known) < 8000 and vocabulary() == sorted(known)
 
 
-
 @pytest.mark.parametrize("word", SHIFT_COLORS)
 def test_a_repainted_sprite_has_the_color_that_is_said(word: str) -> None:
     red = np.zeros((32, 32, 4), np.uint8)

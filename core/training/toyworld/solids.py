@@ -149,4 +149,3 @@ def make_solid(shape: str, word: str, rng: random.Random) -> Solid:
     """Draw a cube, ball, cylinder or cone in a colour of PAINTS, seen from a chance side."""
     slim = rng.uniform(1.0, 1.45) if shape == "cone" else rng.uniform(0.85, 1.4)
     return Solid(shape, paint(word, rng), math.radians(rng.uniform(22, 68)), slim)
-
