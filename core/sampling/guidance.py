@@ -12,6 +12,7 @@ from core.errors import NumericalError
 from core.models.unet import ContextKV, UNet
 from core.models.variants import AnyControlNet
 from core.request import ControlUnit
+from core.runtime.transfer import to_device
 from core.sampling.rows import Counts, as_counts, per_picture
 from core.sampling.schedule import Schedule
 from core.sampling.step import ControlInputs, Predict, StepInputs, make_time, predict
@@ -94,7 +95,7 @@ def prepare_control(
     counts = as_counts(counts)
     if pooled:
         context = context[: len(counts)]
-    picture = hint.to(context.device, context.dtype, memory_format=torch.channels_last)
+    picture = to_device(hint, context.device).to(context.dtype, memory_format=torch.channels_last)
     embedding = net.embed_hint(picture)
     fixed = fixed_residuals(net, context, embedding, counts) if net.static else None
     kv = text_rows(net, context, counts) if fixed is None else ()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from core.request import MAX_SEED
+from core.runtime.transfer import to_device
 
 
 def image_seeds(seed: int, count: int) -> tuple[int, ...]:
@@ -25,4 +26,4 @@ class ImageNoise:
     def __call__(self) -> Tensor:
         """Return the next (B, channels, h, w) of noise, on the device."""
         drawn = [torch.randn(self._shape, generator=g, dtype=torch.float32) for g in self._generators]
-        return torch.stack(drawn).to(self._device)
+        return to_device(torch.stack(drawn), self._device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ from core.config import ModelConfig
 from core.models.variants import AnyControlNet
 from core.request import ControlUnit
 from core.runtime.placement import Hold, Placement
+from core.runtime.transfer import Reading
 from core.sampling.guidance import ActiveControl, GuidedDenoiser, is_active, prepare_control, text_rows
 from core.sampling.noise import ImageNoise
 from core.sampling.prepare import Prepared
@@ -28,8 +30,8 @@ from core.weights.checkpoint import BaseNetworks
 class WalkedStep:
     """A finished step, from 1: the latents of each request after it, and the estimates that they rest on.
 
-    Each is (B, C, h, w), the pictures of one request; ``finite`` says of which all numbers are.
-    ``seconds_per_step`` is the mean so far, without the time that the consumer took.
+    Each is (B, C, h, w), the pictures of one request; the estimates are in main memory. ``finite`` says of
+    which all numbers are. ``seconds_per_step`` is the mean so far, without the time that the consumer took.
     """
 
     step: int
@@ -37,6 +39,25 @@ class WalkedStep:
     x_0: tuple[Tensor, ...]
     finite: tuple[bool, ...]
     seconds_per_step: float
+
+
+class StartedStep:
+    """A step that a GPU may still be computing."""
+
+    def __init__(self, state: StepState, counts: Sequence[int]) -> None:
+        """Take the latents after it, of requests with so many pictures, and begin to read them."""
+        self.step, self._counts, self._x_t = state.step, counts, state.x_t.split(counts)
+        self._finite = Reading(torch.stack([torch.isfinite(rows).all() for rows in self._x_t]))
+        self._x_0 = Reading(state.x_0)
+
+    def wait(self) -> None:
+        """Wait for the end of the step."""
+        self._finite.value()
+
+    def finished(self, seconds: float) -> WalkedStep:
+        """Return the whole of it, ``seconds`` after the first one began."""
+        finite, x_0 = tuple(self._finite.value().tolist()), self._x_0.value().split(self._counts)
+        return WalkedStep(self.step, self._x_t, x_0, finite, seconds / self.step)
 
 
 class Walker:
@@ -54,6 +75,8 @@ class Walker:
         self._config, self._networks, self._placement = config, networks, placement
         self._device, self._predict = device, predict
         self._schedule = Schedule(config.schedule)
+        # A GPU shall have the next step in hand before anybody looks at the last one.
+        self._ahead = 1 if device.type == "cuda" else 0
 
     def __call__(self, batch: Sequence[Prepared], nets: Mapping[str, AnyControlNet]) -> Generator[WalkedStep]:
         """Walk requests of one ``Preparer.key``; ``nets`` are the ControlNets of their units by name."""
@@ -65,15 +88,17 @@ class Walker:
         noise = ImageNoise(tuple(seed for p in batch for seed in p.seeds), shape, self._device)
         with self._placement.changing() as hold:
             states = self._states(batch, self._denoiser(batch, nets, hold), noise)
-            busy = 0.0
-            for i in range(steps):
+            busy, started = 0.0, deque[StartedStep]()
+            for i in range(steps + self._ahead):
                 resumed = time.perf_counter()
-                hold([self._networks.unet, *_computing(nets, batch[0].units, i, steps)])
-                state = next(states)
-                x_t, x_0 = state.x_t.split(counts), state.x_0.split(counts)
-                finite = torch.stack([torch.isfinite(rows).all() for rows in x_t]).tolist()
+                if i < steps:
+                    hold([self._networks.unet, *_computing(nets, batch[0].units, i, steps)])
+                    started.append(StartedStep(next(states), counts))
+                if i >= self._ahead:
+                    started[0].wait()
                 busy += time.perf_counter() - resumed
-                yield WalkedStep(state.step, x_t, x_0, tuple(finite), busy / state.step)
+                if i >= self._ahead:
+                    yield started.popleft().finished(busy)
 
     def _states(
         self, batch: Sequence[Prepared], denoiser: Denoiser, noise: ImageNoise
