@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from core.loading import load_pipeline
     from core.pipeline import ControlNetPipeline
     from core.request import ControlUnit, Progress, Request, Result
+    from core.runtime.batcher import Batcher
 
 _HOMES = {
+    "Batcher": "core.runtime.batcher",
     "ControlNetPipeline": "core.pipeline",
     "ControlUnit": "core.request",
     "Progress": "core.request",
@@ -22,7 +24,7 @@ _HOMES = {
     "load_pipeline": "core.loading",
 }
 
-__all__ = ["ControlNetPipeline", "ControlUnit", "Progress", "Request", "Result", "load_pipeline"]
+__all__ = ["Batcher", "ControlNetPipeline", "ControlUnit", "Progress", "Request", "Result", "load_pipeline"]
 
 
 def __getattr__(name: str) -> object:

@@ -30,6 +30,7 @@ from core.sampling.walk import Walker
 from core.weights.checkpoint import BaseNetworks
 from core.weights.mixing import LoraMixer
 
+NO_RESULT = "Sampling ended without a result: report the request that led here."
 OUT_OF_MEMORY = "The device ran out of memory: make fewer or smaller pictures, or start with --low-vram."
 
 Update = Progress | Result | Exception  # of one request among several
@@ -174,7 +175,7 @@ class ControlNetPipeline:
         for update in self.sample(request):
             if isinstance(update, Result):
                 return update
-        raise SuiteError("Sampling ended without a result: report the request that led here.")
+        raise SuiteError(NO_RESULT)
 
     def sample(self, request: Request) -> Iterator[Progress | Result]:
         """Return a generator of one ``Progress`` a step and last the ``Result``; closing it cancels.
@@ -221,7 +222,7 @@ class ControlNetPipeline:
 
     def sample_together(
         self, requests: Sequence[Request], wanted: Callable[[int], bool] | None = None
-    ) -> Iterator[tuple[int, Update]]:
+    ) -> Generator[tuple[int, Update]]:
         """Return a generator of (index of a request, update): ``sample`` for several requests at once.
 
         Each picture is what it is alone, within the rounding that this class tells of. An error that is of

@@ -209,7 +209,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Progress:
-    """One finished step: ``step`` of ``total``, from 1.
+    """One finished step: ``step`` of ``total``, from 1; 0 while ``ahead`` other requests come first.
 
     ``preview`` is (h, w, 3) uint8 RGB, a rough small picture of the first image, or None where none is new.
     ``seconds_per_step`` is the mean so far, without the time that the consumer took.
@@ -219,6 +219,7 @@ class Progress:
     total: int
     preview: NDArray[np.uint8] | None = None
     seconds_per_step: float = 0.0
+    ahead: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -251,11 +251,16 @@ def test_who_is_no_longer_waited_for_is_neither_told_nor_decoded(
     assert not pipe._lock.locked()
 
 
+def test_a_walk_that_nobody_waits_for_any_longer_ends(pipe: ControlNetPipeline) -> None:
+    updates = list(pipe.sample_together([request(i, steps=1000) for i in range(2)], lambda i: False))
+    assert updates == [] and not pipe._lock.locked()
+
+
 def test_closing_a_batch_frees_the_model(pipe: ControlNetPipeline) -> None:
     updates = pipe.sample_together([request(0), request(1)])
     next(updates)
     assert pipe._lock.locked()
-    updates.close()  # type: ignore[attr-defined]
+    updates.close()
     assert not pipe._lock.locked()
 
 

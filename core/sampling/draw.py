@@ -62,7 +62,7 @@ class Drawer:
         nets: Mapping[str, AnyControlNet],
         wanted: Callable[[int], bool],
     ) -> Generator[tuple[int, Progress | Exception], None, dict[int, Tensor]]:
-        """Return the finished latents (B, C, h, w) of those that stayed finite."""
+        """Return the finished latents (B, C, h, w) of those that stayed finite; stop where none is wanted."""
         preview, total = self._coder.preview(), next(iter(batch.values())).request.walked_steps
         throttles = {i: Throttle(preview, MAX_SHARE / len(batch)) for i in batch}
         done: dict[int, Tensor] = {}
@@ -77,6 +77,8 @@ class Drawer:
                     else:
                         del throttles[i]
                         yield i, not_finite(f"after step {s.step} of {total}", self._dtype)
+                if not any(map(wanted, throttles)):
+                    return {}
         return {i: x_t for i, x_t in done.items() if i in throttles}
 
     def _pictures(self, request: Request, latents: Tensor) -> Images | NumericalError:
