@@ -13,7 +13,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.request import MAX_SEED, MAX_SIDE, MAX_STEPS, MIN_DENOISE, SIZE_MULTIPLE, Request
+from core.request import (
+    MAX_INTERVAL,
+    MAX_MERGING,
+    MAX_SEED,
+    MAX_SIDE,
+    MAX_STEPS,
+    MIN_DENOISE,
+    SIZE_MULTIPLE,
+    Request,
+)
 
 _NEGATIVE = "Negative prompt:"
 _SAMPLER_LABELS = {
@@ -42,6 +51,11 @@ _CONTROLS_BY_WORD = {
     "openpose": "openpose",
     "scribble": "scribble",
     "seg": "seg",
+}
+_SPEED_LABELS = {
+    "control_interval": "Control interval",
+    "cache_interval": "DeepCache interval",
+    "token_merging_ratio": "Token merging ratio",
 }
 _EXTRA_LABELS = {
     "clip_skip": "Clip skip",
@@ -104,6 +118,7 @@ def format_parameters(
         pairs.append(("Eta", _number(request.eta)))
     if request.init is not None:
         pairs.append(("Denoising strength", _number(request.denoise)))
+    pairs += [(_SPEED_LABELS[name], _number(value)) for name, value in request.speed_options.items()]
     pairs += [(label, extra[name]) for name, label in _EXTRA_LABELS.items() if extra and name in extra]
     for index, unit in enumerate(request.controls):
         module = modules[index] if index < len(modules) else unit.control
@@ -232,6 +247,9 @@ _NUMBERS: dict[str, tuple[str, float, float, bool]] = {
     "Eta": ("eta", 0, 1, False),
     "Denoising strength": ("denoise", MIN_DENOISE, 1, False),
     "Eta DDIM": ("eta", 0, 1, False),
+    _SPEED_LABELS["control_interval"]: ("control_interval", 1, MAX_INTERVAL, True),
+    _SPEED_LABELS["cache_interval"]: ("cache_interval", 1, MAX_INTERVAL, True),
+    _SPEED_LABELS["token_merging_ratio"]: ("token_merging_ratio", 0, MAX_MERGING, False),
 }
 
 

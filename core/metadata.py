@@ -25,7 +25,16 @@ from PIL.PngImagePlugin import PngInfo
 
 from core.images import open_image, to_rgb
 from core.infotext import format_parameters, notes_on, parse_parameters
-from core.request import MAX_SAMPLES, MAX_SEED, MAX_SIDE, SIZE_MULTIPLE, ControlUnit, Request, check_number
+from core.request import (
+    MAX_SAMPLES,
+    MAX_SEED,
+    MAX_SIDE,
+    SIZE_MULTIPLE,
+    SPEED_OPTIONS,
+    ControlUnit,
+    Request,
+    check_number,
+)
 
 Setting = str | int | float | bool | None
 CHUNK = "controlnet-suite"
@@ -37,8 +46,9 @@ MAX_HINTS_BYTES = 22 * 2**20  # of all together: as text they take a third more,
 _SCALARS = (
     *("prompt", "negative_prompt", "num_samples", "steps", "sampler"),
     *("cfg_scale", "eta", "seed", "guess_mode", "denoise"),
+    *SPEED_OPTIONS,
 )
-_LATER = {"denoise": 1.0}  # of pictures that were made before there was such a field
+_LATER = {"denoise": 1.0, **SPEED_OPTIONS}  # of pictures that were made before there was such a field
 _TOO_LARGE = "The picture that it started from was too large to be kept: bring it again."
 _REMEDY = "give a PNG that was saved here, or one that carries a 'parameters' text."
 
@@ -73,6 +83,9 @@ class StoredRequest:
     seed: int | None = None
     guess_mode: bool | None = None
     denoise: float | None = None
+    control_interval: int | None = None
+    cache_interval: int | None = None
+    token_merging_ratio: float | None = None
     init: NDArray[np.uint8] | None = None
     mask: NDArray[np.uint8] | None = None
     size: tuple[int, int] | None = None
@@ -210,7 +223,8 @@ def _plain(value: Any) -> Setting:
 
 
 def _request_document(request: Request) -> dict[str, Any]:
-    document: dict[str, Any] = {name: _plain(getattr(request, name)) for name in _SCALARS}
+    names = [name for name in _SCALARS if name not in SPEED_OPTIONS or name in request.speed_options]
+    document: dict[str, Any] = {name: _plain(getattr(request, name)) for name in names}
     document["size"] = None if request.size is None else [int(side) for side in request.size]
     pictures = [*(unit.hint for unit in request.controls), request.init, request.mask]
     limit = MAX_HINTS_BYTES // max(1, sum(picture is not None for picture in pictures))

@@ -19,6 +19,14 @@ MAX_SIDE = 4096
 MAX_PROMPT_CHARS = 10_000
 SIZE_MULTIPLE = 64
 MIN_DENOISE = 0.01
+MAX_INTERVAL = 10
+MAX_MERGING = 0.75  # three of each 2x2 tokens
+# What trades exactness for speed, by the name of its field, with the value that leaves it off.
+SPEED_OPTIONS: dict[str, int | float] = {
+    "control_interval": 1,
+    "cache_interval": 1,
+    "token_merging_ratio": 0.0,
+}
 # A share such as 0.3 of 10 steps may be a little less than 3.
 SHARE_TOLERANCE = 1e-6
 
@@ -116,6 +124,11 @@ class Request:
     drawn anew: that share of the steps is walked, from the picture under as much noise; 1 starts from
     noise alone. ``mask`` (H, W) uint8 is 255 where ``init`` is painted over, 0 where it stays to the bit.
 
+    The last three trade exactness for speed, and do nothing as they are. Every ``control_interval``-th step
+    the ControlNets compute; between, their last residuals are taken again. Every ``cache_interval``-th step
+    the whole UNet computes; between, its deep features are taken again. ``token_merging_ratio`` in [0, 0.75]
+    is the share of the tokens that the finest self-attention merges away.
+
     Raises:
         ValueError: names the field, its value and what is allowed.
     """
@@ -134,6 +147,9 @@ class Request:
     init: NDArray[np.uint8] | None = None
     denoise: float = 1.0
     mask: NDArray[np.uint8] | None = None
+    control_interval: int = 1
+    cache_interval: int = 1
+    token_merging_ratio: float = 0.0
 
     def __post_init__(self) -> None:
         """Check every field, and store numbers as Python's own."""
@@ -146,6 +162,9 @@ class Request:
         _set_number(self, "cfg_scale", 0.1, 30.0)
         _set_number(self, "eta", 0.0, 1.0)
         _set_number(self, "seed", 0, MAX_SEED, integer=True)
+        _set_number(self, "control_interval", 1, MAX_INTERVAL, integer=True)
+        _set_number(self, "cache_interval", 1, MAX_INTERVAL, integer=True)
+        _set_number(self, "token_merging_ratio", 0.0, MAX_MERGING)
         _check_flag("guess_mode", self.guess_mode)
         object.__setattr__(self, "guess_mode", bool(self.guess_mode))
         if not isinstance(self.sampler, str) or self.sampler not in SAMPLERS:
@@ -200,6 +219,12 @@ class Request:
             return self.controls[0].size
         assert self.init is not None
         return self.init.shape[0], self.init.shape[1]
+
+    @property
+    def speed_options(self) -> dict[str, int | float]:
+        """The options in use that trade exactness for speed, by name."""
+        values = {name: getattr(self, name) for name in SPEED_OPTIONS}
+        return {name: value for name, value in values.items() if value != SPEED_OPTIONS[name]}
 
     @property
     def walked_steps(self) -> int:

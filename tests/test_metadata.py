@@ -17,12 +17,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from core.metadata import CHUNK, StoredRequest, png_info, read_parameters, read_request, save_png
-from core.request import MAX_SEED, ControlUnit, Request
+from core.request import MAX_SEED, SPEED_OPTIONS, ControlUnit, Request
 from core.sampling.samplers import SAMPLERS
 
 SCALARS = (
     *("prompt", "negative_prompt", "num_samples", "steps", "sampler", "cfg_scale"),
-    *("eta", "seed", "guess_mode", "size"),
+    *("eta", "seed", "guess_mode", "size", *SPEED_OPTIONS),
 )
 PICTURE = np.random.default_rng(0).integers(0, 256, (64, 128, 3), dtype=np.uint8)
 
@@ -31,10 +31,14 @@ def hint(seed: int, height: int = 64, width: int = 128) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def there_and_back(request: Request, **options: Any) -> StoredRequest:
+def saved(request: Request, **options: Any) -> io.BytesIO:
     file = io.BytesIO()
     save_png(PICTURE, file, request, **{"seed": request.seed, "model": "demo", **options})
-    return read_request(io.BytesIO(file.getvalue()))
+    return io.BytesIO(file.getvalue())
+
+
+def there_and_back(request: Request, **options: Any) -> StoredRequest:
+    return read_request(saved(request, **options))
 
 
 def assert_same(ours: Request, theirs: Request) -> None:
@@ -69,6 +73,9 @@ requests = st.builds(
     seed=st.integers(0, MAX_SEED),
     guess_mode=st.booleans(),
     size=st.just((64, 128)),
+    control_interval=st.integers(1, 10),
+    cache_interval=st.integers(1, 10),
+    token_merging_ratio=st.floats(0, 0.75),
 )
 
 
@@ -76,6 +83,16 @@ requests = st.builds(
 @settings(max_examples=60, deadline=None)
 def test_every_request_comes_back_exactly(request: Request) -> None:
     assert_same(there_and_back(request).to_request(), request)
+
+
+def test_speed_options_are_written_only_where_they_are_on() -> None:
+    names = [*SPEED_OPTIONS, "Control interval", "DeepCache interval", "Token merging ratio"]
+    off = Image.open(saved(Request("x", size=(64, 128)))).info
+    assert not any(name in off["parameters"] + off[CHUNK] for name in names)
+    options: dict[str, Any] = {"control_interval": 2, "cache_interval": 3, "token_merging_ratio": 0.25}
+    on = Image.open(saved(Request("x", size=(64, 128), **options))).info
+    assert all(name in on["parameters"] + on[CHUNK] for name in names)
+    assert {name: getattr(read_parameters(on["parameters"]), name) for name in options} == options
 
 
 @pytest.mark.parametrize(

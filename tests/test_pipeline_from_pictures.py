@@ -127,9 +127,9 @@ def test_a_pooled_control_gives_its_means_and_nothing_without_the_prompt(
         made.append(control(*args))
         return made[-1]
 
-    def unet_forward(x: Tensor, t: Tensor, context: Any, residuals: list[Tensor]) -> Tensor:
-        given.append(residuals)
-        return unet(x, t, context, residuals)
+    def unet_forward(x: Tensor, t: Tensor, context: Any, residuals: Any, *options: Any) -> Tensor:
+        given.append(residuals())
+        return unet(x, t, context, given[-1], *options)
 
     monkeypatch.setattr(net, "forward", control_forward)
     monkeypatch.setattr(pipe.networks.unet, "forward", unet_forward)

@@ -20,13 +20,16 @@ from tests.tiny_model import hint, tiny_config, tiny_control, tiny_networks, tin
 from tests.tiny_model import tiny_request as request
 
 
+@pytest.mark.parametrize("options", [{}, {"cache_interval": 3, "control_interval": 2}])
 @pytest.mark.parametrize("cancel", [False, True])
-def test_nothing_of_a_request_stays_in_memory(pipe: ControlNetPipeline, cancel: bool) -> None:
+def test_nothing_of_a_request_stays_in_memory(
+    pipe: ControlNetPipeline, cancel: bool, options: dict[str, Any]
+) -> None:
     pipe(request())  # what is kept on purpose, the ControlNet and the preview, is there now
     picture = hint(3)
     traces: list[weakref.ref[object]] = [weakref.ref(picture)]
-    updates = pipe.sample(request(controls=(ControlUnit("canny", picture),)))
-    handle = pipe.networks.unet.register_forward_hook(
+    updates = pipe.sample(request(controls=(ControlUnit("canny", picture),), **options))
+    handle = pipe.networks.unet.out.register_forward_hook(
         lambda module, args, out: traces.extend([weakref.ref(out), weakref.ref(args[0])])
     )
     next(updates)

@@ -44,6 +44,9 @@ RANGES = {
     "cfg_scale": (0.1, 30.0),
     "eta": (0.0, 1.0),
     "seed": (0, MAX_SEED),
+    "control_interval": (1, 10),
+    "cache_interval": (1, 10),
+    "token_merging_ratio": (0.0, 0.75),
 }
 UNIT_RANGES = {"strength": (0.0, 2.0), "start": (0.0, 1.0), "end": (0.0, 1.0)}
 WRONG = [float("nan"), float("inf"), -float("inf"), "20", None, True, [1], 10**400, -(10**400), 1e308]

@@ -136,6 +136,9 @@ def make_request(app: App, path: str | Path | None, hint: NDArray[np.uint8], set
         init=None if app.denoise is None else hint,
         denoise=settings.denoise,
         mask=mask,
+        control_interval=settings.control_interval,
+        cache_interval=settings.cache_interval,
+        token_merging_ratio=settings.token_merging_ratio,
     )
 
 

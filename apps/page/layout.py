@@ -20,6 +20,7 @@ from apps.page.settings import (
     ADVISED_FOR_GUESSING,
     GUESS_MODE,
     PROMPT,
+    SPEED,
     Choice,
     Number,
     Setting,
@@ -184,7 +185,10 @@ def advanced(name: str, declared: tuple[Setting, ...]) -> tuple[dict[str, Compon
     Return them in their order, what asks for a new seed, and what sets the values advised for guess mode.
     """
     with gr.Accordion("Advanced options", open=False, elem_id=f"{name}-advanced"):
-        made = components(name, declared)
+        made = components(name, [setting for setting in declared if setting not in SPEED])
+        with gr.Accordion("Speed", open=False, elem_id=f"{name}-speed"):
+            quick = components(name, SPEED)
+    made |= quick
     randomize, advise = made.pop(RANDOMIZE), made.pop(ADVISE)
     assert isinstance(randomize, gr.Checkbox) and isinstance(advise, gr.Button)
     return made, randomize, advise

@@ -14,6 +14,7 @@ from apps.page.forms import JointForm
 from apps.page.settings import DETECT, READY_MAP, Choice, Setting
 from core.images import fit_size
 from core.metadata import StoredRequest, read_request
+from core.request import SPEED_OPTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ def _within_range(found: Mapping[str, Any], declared: Sequence[Setting]) -> tupl
 def _of_run(stored: StoredRequest) -> dict[str, Any]:
     names = (
         *("negative_prompt", "num_samples", "steps", "sampler", "cfg_scale", "eta", "seed", "guess_mode"),
-        "denoise",
+        *("denoise", *SPEED_OPTIONS),
     )
     found: dict[str, Any] = {name: getattr(stored, name) for name in names}
     # Other programs' pictures hold one prompt: it comes back whole, with nothing added to it.

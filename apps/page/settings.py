@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import annotators
 from annotators.base import Annotator, Checkbox, Slider
 from apps.spec import MASK, App
-from core.request import MAX_PROMPT_CHARS, MAX_SAMPLES, MAX_SEED
+from core.request import MAX_INTERVAL, MAX_MERGING, MAX_PROMPT_CHARS, MAX_SAMPLES, MAX_SEED, SPEED_OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,12 +126,13 @@ def declare(annotator: Annotator, resolution: int, cfg_scale: float = 9.0) -> tu
         _GUESS_MODE,
         *_map(annotator, resolution),
         *_sampling(cfg_scale),
+        *SPEED,
     )
 
 
 def declare_run(resolution: int, cfg_scale: float = 9.0) -> tuple[Setting, ...]:
     """Return what a run has once, however many controls it has."""
-    return (*_pictures(resolution), _GUESS_MODE, *_sampling(cfg_scale))
+    return (*_pictures(resolution), _GUESS_MODE, *_sampling(cfg_scale), *SPEED)
 
 
 def declare_unit(annotator: Annotator, resolution: int) -> tuple[Setting, ...]:
@@ -152,6 +153,34 @@ WEIGHT = (
     Slider("strength", "Control Strength", 0.0, 2.0, 1.0, 0.01),
     Slider("start", "Control start", 0.0, 1.0, 0.0, 0.01),
     Slider("end", "Control end", 0.0, 1.0, 1.0, 0.01),
+)
+# Off by default; figures are in docs/performance.md.
+SPEED = (
+    Slider(
+        "control_interval",
+        "Control Interval",
+        1,
+        MAX_INTERVAL,
+        SPEED_OPTIONS["control_interval"],
+        info="The ControlNet computes every so many steps. 1 is exact.",
+    ),
+    Slider(
+        "cache_interval",
+        "Cache Interval (DeepCache)",
+        1,
+        MAX_INTERVAL,
+        SPEED_OPTIONS["cache_interval"],
+        info="The deep layers of UNet and ControlNet compute every so many steps. 1 is exact.",
+    ),
+    Slider(
+        "token_merging_ratio",
+        "Token Merging Ratio",
+        0.0,
+        MAX_MERGING,
+        SPEED_OPTIONS["token_merging_ratio"],
+        0.05,
+        "The share of the pixels that attention takes for one with others like them. 0 is exact.",
+    ),
 )
 
 
@@ -222,6 +251,9 @@ class Settings:
     auto_resolution: bool = False
     denoise: float = 1.0
     mask_blur: float | None = None
+    control_interval: int = 1
+    cache_interval: int = 1
+    token_merging_ratio: float = 0.0
 
     @property
     def full_prompt(self) -> str:

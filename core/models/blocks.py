@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from core.models.attention import attend
 from core.models.norms import GroupNorm
+from core.models.tokens import Merge, match_tokens
 
 KeyValue = tuple[Tensor, Tensor]  # each (B, heads, tokens, head channels)
 
@@ -128,9 +129,13 @@ class BasicTransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.norm3 = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, kv: KeyValue) -> Tensor:
-        """Map ``x`` (B, N, dim); ``kv`` are the text's keys and values for ``attn2``."""
-        x = self.attn1(self.norm1(x)) + x
+    def forward(self, x: Tensor, kv: KeyValue, merge: Merge | None = None) -> Tensor:
+        """Map ``x`` (B, N, dim); ``kv`` are the text's keys and values for ``attn2``.
+
+        ``merge`` says which tokens the self-attention takes for one.
+        """
+        normed = self.norm1(x)
+        x = (self.attn1(normed) if merge is None else merge.unmerge(self.attn1(merge.merge(normed)))) + x
         x = self.attn2(self.norm2(x), kv) + x
         return self.ff(self.norm3(x)) + x
 
@@ -139,12 +144,22 @@ class SpatialTransformer(nn.Module):
     """Transformer blocks over the pixels of a feature map, between two projections, plus a skip."""
 
     def __init__(
-        self, channels: int, heads: int, dim_head: int, depth: int, context_dim: int, linear: bool
+        self,
+        channels: int,
+        heads: int,
+        dim_head: int,
+        depth: int,
+        context_dim: int,
+        linear: bool,
+        finest: bool = False,
     ) -> None:
-        """Build for (B, channels, h, w); ``linear`` (SD 2.x): projections not by convolution."""
+        """Build for (B, channels, h, w); ``linear`` (SD 2.x): projections not by convolution.
+
+        ``finest`` is whether it stands where a network's transformers have the most tokens.
+        """
         super().__init__()
         inner = heads * dim_head
-        self.linear = linear
+        self.linear, self.finest = linear, finest
         self.norm = GroupNorm(32, channels, eps=1e-6)
         self.proj_in: nn.Module = nn.Linear(channels, inner) if linear else nn.Conv2d(channels, inner, 1)
         self.transformer_blocks = nn.ModuleList(
@@ -153,9 +168,12 @@ class SpatialTransformer(nn.Module):
         out: nn.Module = nn.Linear(inner, channels) if linear else nn.Conv2d(inner, channels, 1)
         self.proj_out = zero_module(out)
 
-    def forward(self, x: Tensor, kvs: Iterator[KeyValue]) -> Tensor:
-        """Map ``x`` (B, C, h, w); takes one pair from ``kvs`` for each transformer block."""
-        height = x.shape[2]
+    def forward(self, x: Tensor, kvs: Iterator[KeyValue], merged: float = 0.0) -> Tensor:
+        """Map ``x`` (B, C, h, w); takes one pair from ``kvs`` for each transformer block.
+
+        ``merged`` is the share of the tokens that self-attention merges away, if this is among the finest.
+        """
+        height, width = x.shape[2:]
         h = self.norm(x)
         if not self.linear:
             h = self.proj_in(h)
@@ -163,7 +181,8 @@ class SpatialTransformer(nn.Module):
         if self.linear:
             h = self.proj_in(h)
         for block in self.transformer_blocks:
-            h = block(h, next(kvs))
+            merge = match_tokens(h, width, merged) if merged and self.finest else None
+            h = block(h, next(kvs), merge)
         if self.linear:
             h = self.proj_out(h)
         h = rearrange(h, "b (h w) c -> b c h w", h=height)
@@ -207,20 +226,22 @@ class TimestepSequential(nn.Sequential):
 
     recompute = False
 
-    def forward(self, x: Tensor, emb: Tensor, kvs: Iterator[KeyValue]) -> Tensor:  # type: ignore[override]
-        """Map ``x`` (B, C, h, w)."""
+    def forward(  # type: ignore[override]
+        self, x: Tensor, emb: Tensor, kvs: Iterator[KeyValue], merged: float = 0.0
+    ) -> Tensor:
+        """Map ``x`` (B, C, h, w); ``merged`` is for the transformers, and only without ``recompute``."""
         if not (self.recompute and torch.is_grad_enabled()):
-            return self._run(x, emb, kvs)
+            return self._run(x, emb, kvs, merged)
         depth = sum(len(m.transformer_blocks) for m in self if isinstance(m, SpatialTransformer))
         own = tuple(islice(kvs, depth))
         return checkpoint(lambda: self._run(x, emb, iter(own)), use_reentrant=False)
 
-    def _run(self, x: Tensor, emb: Tensor, kvs: Iterator[KeyValue]) -> Tensor:
+    def _run(self, x: Tensor, emb: Tensor, kvs: Iterator[KeyValue], merged: float = 0.0) -> Tensor:
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, emb)
             elif isinstance(layer, SpatialTransformer):
-                x = layer(x, kvs)
+                x = layer(x, kvs, merged)
             else:
                 x = layer(x)
         return x

@@ -54,7 +54,13 @@ class ControlNet(UNetEncoder):
         return self.input_hint_block(hint)
 
     def forward(
-        self, x: Tensor, t: Tensor, context: Tensor | ContextKV, hint_embedding: Tensor
+        self,
+        x: Tensor,
+        t: Tensor,
+        context: Tensor | ContextKV,
+        hint_embedding: Tensor,
+        merged: float = 0.0,
+        count: int | None = None,
     ) -> list[Tensor]:
         """Return the residuals: one for each input block of the UNet and, last, one for its middle block.
 
@@ -63,12 +69,14 @@ class ControlNet(UNetEncoder):
             t: (B,) time steps.
             context: (B, tokens, context_dim), or what this network's ``project_context`` made of it.
             hint_embedding: what ``embed_hint`` made of the hint; batch B or 1.
+            merged: the share of the tokens that the finest self-attention merges away.
+            count: how many residuals to return, the first ones; what they do not need is not computed.
         """
         kvs = iter(context if isinstance(context, tuple) else self.project_context(context))
-        *outputs, middle = self.encode(x, self.embed_time(t, x.dtype), kvs, hint=hint_embedding)
-        residuals = [conv(h) for conv, h in zip(self.zero_convs, outputs, strict=True)]
-        residuals.append(self.middle_block_out(middle))
-        return residuals
+        blocks = None if count == self.num_residuals else count
+        outputs = self.encode(x, self.embed_time(t, x.dtype), kvs, hint_embedding, merged, blocks)
+        convs = [*self.zero_convs, self.middle_block_out]
+        return [conv(h) for conv, h in zip(convs, outputs, strict=False)]
 
 
 def add_residuals(total: list[Tensor] | None, more: list[Tensor]) -> list[Tensor]:

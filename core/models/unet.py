@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from core.config import UNetConfig
 from core.models.blocks import (
+    BasicTransformerBlock,
     CrossAttention,
     Downsample,
     KeyValue,
@@ -23,6 +24,9 @@ from core.models.norms import GroupNorm
 
 ContextKV = tuple[KeyValue, ...]  # one pair for each attention over the text, in the order of the blocks
 Residuals = Sequence[Tensor | None]
+# Blocks at either end that are run in every step; the deep ones between them may be left out in some. That is
+# the least there can be: what more of them cost and gain is in docs/performance.md.
+SHALLOW = 1
 
 
 class UNetEncoder(nn.Module):
@@ -45,13 +49,13 @@ class UNetEncoder(nn.Module):
                 layers: list[nn.Module] = [ResBlock(ch, mult * config.model_channels, emb)]
                 ch = mult * config.model_channels
                 if ds in config.attention_resolutions:
-                    layers.append(self._transformer(ch))
+                    layers.append(self._transformer(ch, ds))
                 self._append(TimestepSequential(*layers), ch, ds)
             if level + 1 < len(config.channel_mult):
                 ds *= 2
                 self._append(TimestepSequential(Downsample(ch)), ch, ds)
         self.middle_block = TimestepSequential(
-            ResBlock(ch, ch, emb), self._transformer(ch), ResBlock(ch, ch, emb)
+            ResBlock(ch, ch, emb), self._transformer(ch, ds), ResBlock(ch, ch, emb)
         )
 
     def _append(self, block: TimestepSequential, channels: int, factor: int) -> None:
@@ -59,11 +63,12 @@ class UNetEncoder(nn.Module):
         self.skip_channels.append(channels)
         self.factors.append(factor)
 
-    def _transformer(self, ch: int) -> SpatialTransformer:
+    def _transformer(self, ch: int, ds: int) -> SpatialTransformer:
         c = self.config
         heads = c.num_heads if c.num_heads > 0 else ch // c.num_head_channels
+        finest = ds == min(c.attention_resolutions)
         return SpatialTransformer(
-            ch, heads, ch // heads, c.transformer_depth, c.context_dim, c.use_linear_in_transformer
+            ch, heads, ch // heads, c.transformer_depth, c.context_dim, c.use_linear_in_transformer, finest
         )
 
     @property
@@ -84,19 +89,28 @@ class UNetEncoder(nn.Module):
         )
 
     def encode(
-        self, x: Tensor, emb: Tensor, kvs: Iterator[KeyValue], hint: Tensor | None = None
+        self,
+        x: Tensor,
+        emb: Tensor,
+        kvs: Iterator[KeyValue],
+        hint: Tensor | None = None,
+        merged: float = 0.0,
+        blocks: int | None = None,
     ) -> list[Tensor]:
         """Return the output of every input block and, last, of the middle block.
 
         ``hint`` (B, model_channels, h, w), where given, is added once, after the first input block.
+        ``merged`` is the share of the tokens that the finest self-attention merges away. With ``blocks`` only
+        so many input blocks are run, and not the middle one.
         """
         outputs = []
-        for i, block in enumerate(self.input_blocks):
-            x = block(x, emb, kvs)
+        for i, block in enumerate(self.input_blocks[:blocks]):
+            x = block(x, emb, kvs, merged)
             if i == 0 and hint is not None:
                 x = x + hint
             outputs.append(x)
-        outputs.append(self.middle_block(x, emb, kvs))
+        if blocks is None:
+            outputs.append(self.middle_block(x, emb, kvs, merged))
         return outputs
 
 
@@ -116,7 +130,7 @@ class UNet(UNetEncoder):
                 layers: list[nn.Module] = [ResBlock(ch + skips.pop(), mult * config.model_channels, emb)]
                 ch = mult * config.model_channels
                 if ds in config.attention_resolutions:
-                    layers.append(self._transformer(ch))
+                    layers.append(self._transformer(ch, ds))
                 if level and i == config.num_res_blocks:
                     layers.append(Upsample(ch))
                     ds //= 2
@@ -131,6 +145,7 @@ class UNet(UNetEncoder):
         t: Tensor,
         context: Tensor | ContextKV,
         residuals: Residuals | Callable[[], Residuals] | None = None,
+        merged: float = 0.0,
     ) -> Tensor:
         """Predict eps or v.
 
@@ -141,11 +156,49 @@ class UNet(UNetEncoder):
             residuals: one for each input block's skip, last the middle block's; each (B, c, h', w') or None
                 for nothing, which is how control on the middle block alone is asked for. Or a function that
                 gives them, called once the encoder is done: they may be computed beside it.
+            merged: the share of the tokens that the finest self-attention merges away.
         """
+        return self.whole(x, t, context, residuals, merged)[0]
+
+    def whole(
+        self,
+        x: Tensor,
+        t: Tensor,
+        context: Tensor | ContextKV,
+        residuals: Residuals | Callable[[], Residuals] | None = None,
+        merged: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Return what ``forward`` does, and the deep features that ``shallow`` can go on from."""
         emb = self.embed_time(t, x.dtype)
         kvs = iter(context if isinstance(context, tuple) else self.project_context(context))
-        encoded = self.encode(x, emb, kvs)
-        return self.decode(encoded, emb, kvs, residuals() if callable(residuals) else residuals)
+        encoded = self.encode(x, emb, kvs, merged=merged)
+        skips, h = self._controlled(encoded, residuals() if callable(residuals) else residuals)
+        deep = self._ascend(self.output_blocks[:-SHALLOW], h, skips, emb, kvs, merged)
+        return self.out(self._ascend(self.output_blocks[-SHALLOW:], deep, skips, emb, kvs, merged)), deep
+
+    def shallow(
+        self,
+        x: Tensor,
+        t: Tensor,
+        context: ContextKV,
+        residuals: Residuals | None,
+        deep: Tensor,
+        merged: float = 0.0,
+    ) -> Tensor:
+        """Predict with the first and the last SHALLOW blocks alone; ``deep`` stands for all between them.
+
+        ``residuals`` are those of the first blocks only; the other arguments are those of ``forward``.
+
+        Source: DeepCache (arXiv 2312.00858).
+        """
+        emb = self.embed_time(t, x.dtype)
+        ahead = _count_transformers(self.input_blocks[:SHALLOW])
+        behind = _count_transformers(self.output_blocks[-SHALLOW:])
+        kvs = iter((*context[:ahead], *context[len(context) - behind :]))
+        skips = self.encode(x, emb, kvs, merged=merged, blocks=SHALLOW)
+        if residuals is not None:
+            skips = _add(skips, residuals)
+        return self.out(self._ascend(self.output_blocks[-SHALLOW:], deep, skips, emb, kvs, merged))
 
     def decode(
         self,
@@ -158,13 +211,38 @@ class UNet(UNetEncoder):
 
         ``kvs`` are at the first pair of the output blocks.
         """
-        *skips, h = encoded
-        if residuals is not None:
-            if len(residuals) != self.num_residuals:
-                raise ValueError(f"{len(residuals)} residuals given: this UNet takes {self.num_residuals}.")
-            *extra, middle = residuals
-            skips = [s if r is None else s + r for s, r in zip(skips, extra, strict=True)]
-            h = h if middle is None else h + middle
-        for block in self.output_blocks:
-            h = block(torch.cat([h, skips.pop()], dim=1), emb, kvs)
-        return self.out(h)
+        skips, h = self._controlled(encoded, residuals)
+        return self.out(self._ascend(self.output_blocks, h, skips, emb, kvs))
+
+    def _controlled(
+        self, encoded: Sequence[Tensor], residuals: Residuals | None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Return the skips and the middle block's output, with the residuals added."""
+        if residuals is None:
+            return list(encoded[:-1]), encoded[-1]
+        if len(residuals) != self.num_residuals:
+            raise ValueError(f"{len(residuals)} residuals given: this UNet takes {self.num_residuals}.")
+        *skips, h = _add(encoded, residuals)
+        return skips, h
+
+    @staticmethod
+    def _ascend(
+        blocks: Iterable[nn.Module],
+        h: Tensor,
+        skips: list[Tensor],
+        emb: Tensor,
+        kvs: Iterator[KeyValue],
+        merged: float = 0.0,
+    ) -> Tensor:
+        """Run output blocks, each with the last of the ``skips``, which are used up."""
+        for block in blocks:
+            h = block(torch.cat([h, skips.pop()], dim=1), emb, kvs, merged)
+        return h
+
+
+def _add(values: Sequence[Tensor], residuals: Residuals) -> list[Tensor]:
+    return [v if r is None else v + r for v, r in zip(values, residuals, strict=True)]
+
+
+def _count_transformers(blocks: Iterable[nn.Module]) -> int:
+    return sum(isinstance(m, BasicTransformerBlock) for block in blocks for m in block.modules())

@@ -52,8 +52,9 @@ class StepGraphs:
     """A ``Predict`` that records each structure of a step when it first comes, and from then on replays it.
 
     A structure is which networks act, in which order, on tensors of which shapes, with weights at which
-    place: values may differ, as weights may that are changed in place. The least recently used recording is
-    dropped. What cannot be recorded is computed as if there were no recordings.
+    place, and which share of the tokens is merged: values may differ, as weights may that are changed in
+    place. The least recently used recording is dropped. What cannot be recorded is computed as if there were
+    no recordings.
     """
 
     def __init__(self, record: Recorder, fork: Fork, capacity: int = CAPACITY) -> None:
@@ -120,6 +121,7 @@ class StepGraphs:
 def _signature(inputs: StepInputs, x: Tensor) -> Signature:
     return (
         x.shape,
+        inputs.merged,
         tuple((tensor.shape, tensor.dtype) for tensor in inputs.tensors()),
         tuple((control.rows, control.scales is None, control.pooled) for control in inputs.controls),
         tuple((id(network), _place(network)) for network in inputs.networks),

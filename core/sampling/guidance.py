@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from core.runtime.transfer import to_device
 from core.sampling.rows import Counts, as_counts, per_picture
 from core.sampling.schedule import Schedule
 from core.sampling.step import ControlInputs, Predict, StepInputs, make_time, predict
+
+if TYPE_CHECKING:
+    from core.sampling.reuse import Reuse
 
 GUESS_DECAY = 0.825  # from each residual to the one before it, in guess mode
 # A share such as 0.3 and a step's share such as 3 / 10 may differ in the last bit.
@@ -110,7 +114,9 @@ class GuidedDenoiser:
 
     The conditional rows come first in the batch, the unconditional ones second; at ``cfg_scale`` 1 there are
     none. ``context_kv`` are the UNet's keys and values for exactly these rows. ``cfg_scale`` may be each
-    picture's own, none of them 1. ``predict`` computes the networks' part of a step.
+    picture's own, none of them 1. ``predict`` computes the networks' part of a step, unless ``reuse`` does,
+    in which a step takes over what earlier ones computed. ``merged`` is the share of the tokens that
+    self-attention merges away.
     """
 
     unet: UNet
@@ -122,6 +128,8 @@ class GuidedDenoiser:
     steps: int
     guess_depth: int = 12
     predict: Predict = predict
+    reuse: Reuse | None = None
+    merged: float = 0.0
     # What the networks are given in a step, by which controls act in it.
     _inputs: dict[tuple[bool, ...], StepInputs] = field(default_factory=dict, init=False)
 
@@ -136,7 +144,8 @@ class GuidedDenoiser:
         if self.guided:
             x = torch.cat([x, x])  # (2B, C, h, w)
         time = make_time(t, len(x), x.device)
-        out = self.predict(self.inputs(len(x_t), step_index), x, time).float()
+        predict = self.predict if self.reuse is None else self.reuse.at(step_index)
+        out = predict(self.inputs(len(x_t), step_index), x, time).float()
         if self.guided:
             conditional, unconditional = out.chunk(2)
             out = unconditional + self.cfg_scale * (conditional - unconditional)
@@ -149,7 +158,7 @@ class GuidedDenoiser:
         if acting not in self._inputs:
             controls = [c for c, acts in zip(self.controls, acting, strict=True) if acts]
             given = tuple(self._given(control, batch) for control in controls)
-            self._inputs[acting] = StepInputs(self.unet, self.context_kv, given)
+            self._inputs[acting] = StepInputs(self.unet, self.context_kv, given, self.merged)
         return self._inputs[acting]
 
     def _given(self, control: ActiveControl, batch: int) -> ControlInputs:
@@ -163,6 +172,7 @@ class GuidedDenoiser:
             self._scales(control, rows),
             None if control.fixed is None else tuple(control.fixed),
             control.pooled,
+            self.merged,
         )
 
     def _scales(self, control: ActiveControl, rows: int) -> Tensor | None:

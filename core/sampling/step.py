@@ -24,7 +24,7 @@ class ControlInputs:
     that the UNet is given: the others get zeros. ``scales`` float32 are the factors of the n residuals, (n,)
     or each row's own (n, rows, 1, 1, 1), None where all are 1. ``fixed`` are the residuals where they are the
     same at every step: then the network is not called. Of a ``pooled`` control's residuals the mean over the
-    pixels counts.
+    pixels counts. ``merged`` is the share of the tokens that self-attention merges away.
     """
 
     net: AnyControlNet
@@ -34,19 +34,26 @@ class ControlInputs:
     scales: Tensor | None = None
     fixed: tuple[Tensor, ...] | None = None
     pooled: bool = False
+    merged: float = 0.0
 
-    def residuals(self, x: Tensor, time: Tensor) -> list[Tensor]:
-        """Return what is added to the UNet, for the whole batch ``x`` (R, C, h, w) at ``time`` (R,)."""
-        made = self.fixed
-        if made is None:
-            made = self.net(x[: self.rows], time[: self.rows], self.kv, self.hint_embedding)
-        scaled = list(made)
+    def residuals(self, x: Tensor, time: Tensor, count: int | None = None) -> list[Tensor]:
+        """Return what is added to the UNet, for the whole batch ``x`` (R, C, h, w) at ``time`` (R,).
+
+        With a ``count`` that are the first so many residuals.
+        """
+        scaled = self._compute(x[: self.rows], time[: self.rows], count)
         if self.scales is not None:
-            scaled = [_scaled(r, s) for r, s in zip(made, self.scales, strict=True)]
+            scaled = [_scaled(r, s) for r, s in zip(scaled, self.scales[:count], strict=True)]
         if self.pooled:
             scaled = [r.mean((2, 3), keepdim=True) for r in scaled]
         missing = len(x) - self.rows
         return [F.pad(r, (0, 0, 0, 0, 0, 0, 0, missing)) for r in scaled] if missing else scaled
+
+    def _compute(self, x: Tensor, time: Tensor, count: int | None) -> list[Tensor]:
+        if self.fixed is not None:
+            return list(self.fixed[:count])
+        made: list[Tensor] = self.net(x, time, self.kv, self.hint_embedding, self.merged, count)
+        return made
 
 
 def _scaled(residual: Tensor, scale: Tensor) -> Tensor:
@@ -56,11 +63,15 @@ def _scaled(residual: Tensor, scale: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)  # no slots: it is watched through a weak reference
 class StepInputs:
-    """The networks of a step and what they are given besides x and the time."""
+    """The networks of a step and what they are given besides x and the time.
+
+    ``merged`` is the share of the tokens that self-attention merges away.
+    """
 
     unet: UNet
     kv: ContextKV
     controls: tuple[ControlInputs, ...]
+    merged: float = 0.0
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
@@ -110,7 +121,7 @@ def predict(inputs: StepInputs, x: Tensor, time: Tensor, fork: Fork = one_by_one
     the order of the controls all the same.
     """
     if not inputs.controls:
-        return inputs.unet(x, time, inputs.kv, None)
+        return inputs.unet(x, time, inputs.kv, None, inputs.merged)
     join = fork([partial(control.residuals, x, time) for control in inputs.controls])
 
     def total() -> list[Tensor]:
@@ -120,7 +131,7 @@ def predict(inputs: StepInputs, x: Tensor, time: Tensor, fork: Fork = one_by_one
         assert added is not None
         return added
 
-    return inputs.unet(x, time, inputs.kv, total)
+    return inputs.unet(x, time, inputs.kv, total, inputs.merged)
 
 
 def make_time(t: float, rows: int, device: torch.device) -> Tensor:

@@ -19,6 +19,7 @@ from core.sampling.guidance import ActiveControl, GuidedDenoiser, is_active, pre
 from core.sampling.noise import ImageNoise
 from core.sampling.prepare import Prepared
 from core.sampling.repaint import Repaint, add_noise
+from core.sampling.reuse import plan_reuse
 from core.sampling.rows import number_per_picture, per_picture
 from core.sampling.samplers import SAMPLERS, Denoiser, StepState, first_time
 from core.sampling.schedule import Schedule
@@ -139,6 +140,8 @@ class Walker:
             steps=request.walked_steps,
             guess_depth=self._config.control.guess_depth,
             predict=self._predict,
+            reuse=plan_reuse(request, batch[0].units, self._networks.unet.num_residuals),
+            merged=request.token_merging_ratio,
         )
 
     def _control(

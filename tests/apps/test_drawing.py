@@ -213,12 +213,16 @@ def test_every_setting_reaches_the_request(photo: Path, folder: PictureFolder) -
     changed = settings(
         num_samples=3, strength=0.5, start=0.1, end=0.9, guess_mode=True, steps=4, sampler="unipc",
         cfg_scale=3.0, seed=11, eta=0.5, added_prompt="b", negative_prompt="c", resolution=320,
+        control_interval=2, cache_interval=3, token_merging_ratio=0.25,
     )  # fmt: skip
     list(draw(plan_one(CANNY, photo, changed), Model.ready(pipeline), folder))
     request = pipeline.requests[0]
     assert (request.prompt, request.negative_prompt) == ("a fox, b", "c")
     assert (request.num_samples, request.steps, request.sampler) == (3, 4, "unipc")
     assert (request.cfg_scale, request.eta, request.seed, request.guess_mode) == (3.0, 0.5, 11, True)
+    assert request.speed_options == {
+        "control_interval": 2, "cache_interval": 3, "token_merging_ratio": 0.25,
+    }  # fmt: skip
     unit = request.controls[0]
     assert (unit.control, unit.strength, unit.start, unit.end) == ("canny", 0.5, 0.1, 0.9)
     assert unit.size == fit_size(256, 320, 320)

@@ -35,7 +35,7 @@ NAMES = [
         "preprocessor",
     ),
     *("low_threshold", "high_threshold", "steps", "sampler", "cfg_scale", "seed", "eta"),
-    *("added_prompt", "negative_prompt"),
+    *("added_prompt", "negative_prompt", "control_interval", "cache_interval", "token_merging_ratio"),
 ]
 
 

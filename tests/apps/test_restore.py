@@ -25,6 +25,7 @@ CHANGED: dict[str, Any] = {
     "num_samples": 2, "resolution": 320, "strength": 0.55, "start": 0.1, "end": 0.9, "guess_mode": True,
     "preprocessor": "detect", "low_threshold": 30, "high_threshold": 90, "steps": 4, "sampler": "unipc",
     "cfg_scale": 3.3, "seed": 11, "eta": 0.25, "added_prompt": "finely drawn", "negative_prompt": "rain",
+    "control_interval": 2, "cache_interval": 3, "token_merging_ratio": 0.25,
 }  # fmt: skip
 
 

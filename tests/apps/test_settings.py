@@ -7,7 +7,16 @@ import pytest
 
 import annotators
 from annotators.base import Checkbox, Slider
-from apps.page.settings import ADVISED_FOR_GUESSING, SAMPLER_LABELS, Choice, Setting, Text, declare, parse
+from apps.page.settings import (
+    ADVISED_FOR_GUESSING,
+    SAMPLER_LABELS,
+    SPEED,
+    Choice,
+    Setting,
+    Text,
+    declare,
+    parse,
+)
 from core.request import MAX_SEED
 from core.sampling.samplers import SAMPLERS
 
@@ -30,7 +39,7 @@ ORIGINAL: list[tuple[Any, ...]] = [
     ("Added Prompt", "best quality, extremely detailed"),
     ("Negative Prompt", NEGATIVE),
 ]
-NEW = {"Control start", "Control end", "Preprocessor", "Sampler"}
+NEW = {"Control start", "Control end", "Preprocessor", "Sampler", *(s.label for s in SPEED)}
 
 
 def declared(resolution: int = 512) -> tuple[Setting, ...]:

@@ -89,6 +89,8 @@ REQUESTS: dict[str, Request] = {
     "wide": tiny_request(controls=(ControlUnit("canny", hint(0, 64, 128)),)),
     "long prompt": tiny_request(prompt="a red car " * 40),
     "fresh noise": tiny_request(sampler="euler_a"),
+    "merged tokens": tiny_request(token_merging_ratio=0.5),
+    "fewer merged tokens": tiny_request(token_merging_ratio=0.25),
 }
 
 

@@ -58,7 +58,9 @@ class Anew(torch.nn.Module):
     def project_context(self, context: Tensor) -> Any:
         return self.net.project_context(context)
 
-    def forward(self, x: Tensor, t: Tensor, context: Any, embedding: Tensor) -> list[Tensor]:
+    def forward(
+        self, x: Tensor, t: Tensor, context: Any, embedding: Tensor, *options: object
+    ) -> list[Tensor]:
         assert len(x) == len(t)
         return [r.expand(len(x), -1, -1, -1) for r in self.net(x, t, context, embedding)]
 

@@ -30,7 +30,7 @@ def believer(kind: str) -> Callable[..., Tensor]:
     """Return a network that knows X_0 and says so as eps or as v, by their definitions."""
     schedule = SCHEDULES[kind]
 
-    def predict(x_t: Tensor, t: Tensor, context: Any, residuals: Any) -> Tensor:
+    def predict(x_t: Tensor, t: Tensor, context: Any, *options: Any) -> Tensor:
         a = schedule.alpha_cumprod(float(t[0]))
         eps = (x_t - a**0.5 * X_0) / (1 - a) ** 0.5
         return eps if kind == "eps" else a**0.5 * eps - (1 - a) ** 0.5 * X_0
