@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from core.config import CONTROL_VARIANTS
-from tests.bench import detectors, memory, quality, serve, step, variants, vram
+from tests.bench import detectors, memory, options, quality, serve, step, variants, vram
 
 PHOTO = Path(__file__).resolve().parents[2] / "test_imgs" / "photo_cat.jpg"
 
@@ -42,6 +42,9 @@ def parser() -> argparse.ArgumentParser:
     v.add_argument("--threads", type=int, help="Threads; by default as many as torch chooses.")
     v.add_argument("--clock", choices=tuple(step.CLOCKS), default="wall", help="Wall or processor time.")
     v.set_defaults(run=variants.run)
+
+    o = commands.add_parser("options", help="Seconds a step with each option for speed.")
+    options.add_options(o)
 
     q = commands.add_parser("quality", help="What faster pictures cost: control F1 of the demo model.")
     quality.add_options(q)

@@ -8,7 +8,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from core.request import ControlUnit, Request
 from core.sampling.samplers import SAMPLERS
 from core.training.evaluate_variants import lines, mean_and_error
 from core.training.figures import edge_f1
+from tests.bench.options import Case, option_cases
 from tests.bench.step import CLOCKS, Clock
 
 Image = NDArray[np.uint8]
@@ -27,20 +27,6 @@ STEPS = (4, 6, 8, 10, 15, 20, 30)
 LONG = 100  # steps of the picture that a sampler's others are compared with
 USUAL = "ddim", 20  # what a request has that says nothing
 SAME_DB = 99.0  # stands for no difference at all
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One way to draw: what is changed in the request and in its control, and whom the picture should equal.
-
-    ``like`` names another case; ``shown`` is whether it has a row of its own.
-    """
-
-    name: str
-    like: str
-    request: Mapping[str, Any] = field(default_factory=dict)
-    unit: Mapping[str, Any] = field(default_factory=dict)
-    shown: bool = True
 
 
 @dataclass
@@ -96,7 +82,7 @@ def measure(
             pipe(replace(base, steps=2))  # loads the networks, and warms up
         pictures: dict[str, Image] = {}
         for case in cases:
-            asked = replace(base, controls=(replace(unit, **case.unit),), **case.request)
+            asked = case.of(base)
             began = clock()
             pictures[case.name] = pipe(asked).images[0]
             found[case.name].seconds.append(clock() - began)
@@ -169,6 +155,8 @@ def run(args: argparse.Namespace) -> None:
         torch.set_num_threads(args.threads)
     pipe = load_pipeline("demo")
     cases, like = sampler_cases(args.samplers, args.steps), f"the same sampler's at {LONG} steps"
+    if args.options:
+        cases, like = option_cases(), "the exact one"
     found = measure(pipe, held_out(args.scenes, pipe.resolution), cases, CLOCKS[args.clock])
     made = rows(cases, found)
     facts = {
@@ -191,6 +179,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--samplers", nargs="+", choices=tuple(SAMPLERS), default=tuple(SAMPLERS), help="Which samplers.")
     add("--steps", type=int, nargs="+", default=STEPS, help="With how many steps.")
+    add("--options", action="store_true", help="The options for speed in 20 DDIM steps, in place of these.")
     add("--scenes", type=int, default=16, help="How many held-out scenes.")
     add("--threads", type=int, help="Threads; by default as many as torch chooses.")
     add("--clock", choices=tuple(CLOCKS), default="cpu", help="Wall or processor time.")

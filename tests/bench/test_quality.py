@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from core.pipeline import ControlNetPipeline
-from core.request import Request
-from tests.bench.quality import LONG, SAME_DB, Case, Image, measure, psnr, rows, sampler_cases, table
+from core.request import SPEED_OPTIONS, ControlUnit, Request
+from tests.bench.options import Case, option_cases
+from tests.bench.quality import LONG, SAME_DB, Image, measure, psnr, rows, sampler_cases, table
 
 
 def test_every_sampler_is_compared_with_its_own_long_walk_and_f1_with_what_is_usual() -> None:
@@ -58,3 +59,12 @@ def test_a_row_tells_what_a_case_loses_to_the_first() -> None:
     assert half.psnr is not None and half.psnr < 20
     first = table([whole, half], "the whole").splitlines()[2]
     assert first == "| whole | 1.00 | 100% | 1.000 ± 0.000 |  |  |"
+
+
+def test_every_option_for_speed_is_measured_alone_and_against_none() -> None:
+    exact, *others = option_cases()
+    asked = Request("x", (ControlUnit("canny", np.zeros((64, 64, 3), np.uint8)),))
+    assert exact.of(asked).speed_options == {}
+    seen = [(case.of(asked).speed_options, case.of(asked).controls[0].end) for case in others]
+    assert all(len(options) + (end < 1.0) == 1 for options, end in seen)
+    assert {name for options, _ in seen for name in options} == set(SPEED_OPTIONS)
