@@ -13,7 +13,6 @@ import torch
 from core.additions import Lora
 from core.config import PARAMETERIZATIONS, ModelConfig, config_names, load_config
 from core.errors import CheckpointMismatch, WeightsMissing
-from core.models.packing import pack_weights
 from core.models.variants import AnyControlNet
 from core.pipeline import ControlNetPipeline
 from core.request import check_number
@@ -111,16 +110,14 @@ def load_pipeline(
     log.info("Loading %s from %s (%s, %s).", source.config.title, source.base, target, number)
     autoencoder = None if vae is None else open_vae(source.config, Path(vae))
     trained_on = None if transfer_from is None else _find_base(transfer_from, registry)
-    base = load_base(source.config, source.base, device=rest, dtype=number, vae=autoencoder)
-    if target.type == "cpu":  # else the networks may be moved, which packed ones cannot be
-        for network in (base.unet, base.vae, base.text):
-            pack_weights(network)
+    pack = target.type == "cpu"  # else the networks may be moved, which packed ones cannot be
+    base = load_base(source.config, source.base, device=rest, dtype=number, vae=autoencoder, pack=pack)
     mixer = LoraMixer(source.config, source.base, base)
     mixer.set([Lora.parse(lora) for lora in loras])
     return ControlNetPipeline(
         source.config,
         base,
-        lambda name: _load_control(source, name, rest, number, trained_on, pack=target.type == "cpu"),
+        lambda name: _load_control(source, name, rest, number, trained_on, pack=pack),
         locate_control=source.locate_control,
         controls=source.controls,
         device=target,
@@ -175,10 +172,9 @@ def _load_control(
     path, base = source.locate_control(name), source.base
     if trained_on is not None and (path == base or trained_on.samefile(base)):
         trained_on = None  # it grew from this very model
-    net = load_control(source.config, path, device=device, dtype=dtype, base=base, trained_on=trained_on)
-    if pack:
-        pack_weights(net)
-    return net
+    return load_control(
+        source.config, path, device=device, dtype=dtype, base=base, trained_on=trained_on, pack=pack
+    )
 
 
 def find_source(name_or_path: str | Path, registry: Locator | None = None) -> Source:

@@ -8,6 +8,7 @@ are in docs/performance.md.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,10 +23,20 @@ AMBIGUOUS = 48
 
 
 class Packed(nn.Module):
-    """A layer whose weight is packed; its state dict holds the plain weight under the published key."""
+    """A layer whose weight is packed; its state dict holds the plain weight under the published key.
+
+    One made of a layer on the meta device waits for its weight, whose shape is ``shape``.
+    """
 
     packed: Tensor
     bias: Tensor | None
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear) -> None:
+        """Take the weights of ``layer``."""
+        super().__init__()
+        self.bias, self.shape = layer.bias, layer.weight.shape
+        if not layer.weight.is_meta:
+            self.pack(layer.weight.detach())
 
     def pack(self, weight: Tensor) -> None:
         """Take a plain weight of the layer's shape."""
@@ -45,15 +56,13 @@ class PackedConv2d(Packed):
 
     def __init__(self, conv: nn.Conv2d) -> None:
         """Take the weights of ``conv``."""
-        super().__init__()
-        self.bias = conv.bias
         self.geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
-        self.shape = [2, conv.in_channels, TYPICAL_SIDE, TYPICAL_SIDE]
-        self.pack(conv.weight.detach())
+        self.maps = [2, conv.in_channels, TYPICAL_SIDE, TYPICAL_SIDE]
+        super().__init__(conv)
 
     def pack(self, weight: Tensor) -> None:
         """Take a plain weight of the layer's shape."""
-        self.packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry, self.shape)
+        self.packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry, self.maps)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` (B, C, h, w)."""
@@ -63,12 +72,6 @@ class PackedConv2d(Packed):
 
 class PackedLinear(Packed):
     """A linear map."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        """Take the weights of ``linear``."""
-        super().__init__()
-        self.bias = linear.bias
-        self.pack(linear.weight.detach())
 
     def pack(self, weight: Tensor) -> None:
         """Take a plain weight of the layer's shape."""
@@ -85,12 +88,6 @@ class PackedPixelwise(PackedLinear):
     As a convolution, one with a packed weight has no fast kernel for maps of 4x4 pixels on processors without
     matrix units: 92 ms instead of 1.7 for 1280 channels.
     """
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        """Take the weights of ``conv``."""
-        nn.Module.__init__(self)
-        self.bias = conv.bias
-        self.pack(conv.weight.detach())
 
     def pack(self, weight: Tensor) -> None:
         """Take a plain weight, (out, in, 1, 1)."""
@@ -112,25 +109,37 @@ def can_pack() -> bool:
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def pack_weights(network: nn.Module) -> None:
+def pack_weights(network: nn.Module) -> dict[str, Packed]:
     """Pack the bfloat16 convolutions and linear maps of ``network`` on the CPU, in place, one at a time.
 
     For a network that from then on is used without gradients and not moved. What cannot be packed stays as it
-    is, all of it where ``can_pack`` says no.
+    is, all of it where ``can_pack`` says no. Layers on the meta device are packed once ``Packed.pack`` gives
+    them their weights: they are returned, by the weights' names.
     """
-    if not can_pack():
-        return
+    return dict(_pack_children(network, "")) if can_pack() else {}
+
+
+def _pack_children(network: nn.Module, prefix: str) -> Iterator[tuple[str, Packed]]:
     for name, layer in list(network.named_children()):
-        # Exactly these types: who derives from them may read the weight itself.
-        if type(layer) is nn.Conv2d and _is_packable(layer.weight):
-            if _is_pixelwise(layer):
-                setattr(network, name, PackedPixelwise(layer))
-            elif layer.out_channels % AMBIGUOUS:
-                setattr(network, name, PackedConv2d(layer))
-        elif type(layer) is nn.Linear and _is_packable(layer.weight):
-            setattr(network, name, PackedLinear(layer))
-        else:
-            pack_weights(layer)  # level by level: a list of all layers would keep every plain weight alive
+        packed = _packed(layer)
+        if packed is None:
+            # Level by level: a list of all layers would keep every plain weight alive.
+            yield from _pack_children(layer, f"{prefix}{name}.")
+            continue
+        setattr(network, name, packed)
+        if layer.weight.is_meta:
+            yield f"{prefix}{name}.weight", packed
+
+
+def _packed(layer: nn.Module) -> Packed | None:
+    # Exactly these types: who derives from them may read the weight itself.
+    if type(layer) is nn.Linear and _is_packable(layer.weight):
+        return PackedLinear(layer)
+    if type(layer) is not nn.Conv2d or not _is_packable(layer.weight):
+        return None
+    if _is_pixelwise(layer):
+        return PackedPixelwise(layer)
+    return PackedConv2d(layer) if layer.out_channels % AMBIGUOUS else None
 
 
 def _is_pixelwise(conv: nn.Conv2d) -> bool:
@@ -138,4 +147,4 @@ def _is_pixelwise(conv: nn.Conv2d) -> bool:
 
 
 def _is_packable(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16
+    return weight.device.type in {"cpu", "meta"} and weight.dtype == torch.bfloat16

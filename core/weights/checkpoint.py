@@ -30,6 +30,7 @@ from core.weights.convert import (
     prefixed,
     text_sources,
 )
+from core.weights.filling import fill
 from core.weights.formats import TensorFile, TensorInfo, open_layers, open_tensors
 from core.weights.parts import Offset, Part
 from core.weights.recognise import CheckpointInfo, control_title, control_variant, recognise
@@ -81,11 +82,12 @@ def load_base(
     device: torch.device,
     dtype: torch.dtype,
     vae: Part | None = None,
+    pack: bool = False,
 ) -> BaseNetworks:
     """Load UNet, autoencoder and text encoder from a full or plain single-file checkpoint.
 
     The ControlNet half of a full file, EMA copies and schedule buffers are not read. ``vae`` is taken instead
-    of the file's autoencoder, which may then be missing.
+    of the file's autoencoder, which may then be missing. ``pack`` as in ``fill``.
 
     Raises:
         CheckpointMismatch: the file is no such checkpoint; names the file, what it seems to be, and keys.
@@ -98,10 +100,10 @@ def load_base(
         del plans["vae"]
     check_plan(file, config, "a base model", [config.weights], Plan.joined(list(plans.values())))
     if vae is not None:
-        fill(networks.vae, vae, device, dtype)
+        fill(networks.vae, vae, device, dtype, pack=pack)
     for name, plan in plans.items():
         network = getattr(networks, name)
-        fill(network, Part(file, plan.sources, network.state_dict()), device, dtype)
+        fill(network, Part(file, plan.sources, network.state_dict()), device, dtype, pack=pack)
     return networks
 
 
@@ -113,6 +115,7 @@ def load_control(
     dtype: torch.dtype,
     base: Path | None = None,
     trained_on: Path | None = None,
+    pack: bool = False,
 ) -> AnyControlNet:
     """Load a ControlNet from a full, control-only, diffusers-layout or difference file.
 
@@ -127,6 +130,7 @@ def load_control(
         base: the base model's file, to which a difference file adds; the other kinds do not need it.
         trained_on: the file of the base model that the ControlNet grew from: moves it from there to ``base``,
             see ``Offset``. A difference needs no moving.
+        pack: as in ``fill``.
 
     Raises:
         ValueError: a difference file, or ``trained_on``, without ``base``.
@@ -140,7 +144,7 @@ def load_control(
             raise ValueError(f"base is None: {path.name} adds to the base model's weights; give its file.")
         source = None if difference or trained_on is None else open_unet(config, trained_on)
         offset = Offset(open_unet(config, base), source)
-    fill(net, part, device, dtype, offset)
+    fill(net, part, device, dtype, offset, pack=pack)
     return net
 
 
@@ -278,33 +282,3 @@ def listed(title: str, found: Sequence[str]) -> list[str]:
     """Return a line that names the first of what was found and counts the rest; nothing for nothing."""
     more = f" and {len(found) - SHOWN_KEYS:,} more" if len(found) > SHOWN_KEYS else ""
     return [f"{title}: {', '.join(found[:SHOWN_KEYS])}{more}."] if found else []
-
-
-def fill(
-    module: nn.Module,
-    part: Part,
-    device: torch.device,
-    dtype: torch.dtype,
-    offset: Offset | None = None,
-) -> None:
-    """Give a network on the meta device its weights, one tensor at a time, so that only one is held twice.
-
-    The largest come first: what is held twice is the most while the least is held at all.
-    """
-    state = {}
-    wanted = module.state_dict()
-    room = sum(empty.numel() for empty in wanted.values()) * dtype.itemsize  # that will be taken in the end
-    for ours in sorted(wanted, key=lambda key: -wanted[key].numel()):
-        empty = wanted[ours]
-        target = dtype if empty.is_floating_point() else empty.dtype
-        room -= empty.numel() * dtype.itemsize
-        value = part.read(ours, room) if ours in part else None
-        if offset is not None:
-            value = offset.apply(ours, value)
-        if value is None:
-            state[ours] = empty.to(device)  # not in the file, and none the worse for it
-            continue
-        state[ours] = value.to(device=device, dtype=target, copy=True)
-        del value
-    module.load_state_dict(state, strict=True, assign=True)
-    module.eval().requires_grad_(False)

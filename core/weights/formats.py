@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from core.errors import CheckpointMismatch
+from core.weights.numbers import PIECE, convert
 
 WINDOW_BYTES = 16 * 2**20  # so much of a file may stay mapped; what was read is resident until then
 OVER = "over"  # in the metadata: the file, in the same folder, whose other tensors count too
@@ -78,6 +81,13 @@ class TensorFile(ABC):
             self._open()
         return self._get(key)
 
+    def read_into(self, key: str, out: Tensor, room_bytes: int = 0) -> None:
+        """Put a tensor's numbers in their order into ``out``: contiguous, on any device, in any format.
+
+        ``room_bytes`` as in ``read``.
+        """
+        convert(self.read(key, room_bytes), out)
+
     @abstractmethod
     def _open(self) -> None: ...
 
@@ -92,7 +102,8 @@ class SafetensorsFile(TensorFile):
         self._file: Any = None  # lets the old mapping go before the new one is made
         self._file = safe_open(self.path, framework="pt", device="cpu")
         if not hasattr(self, "tensors"):
-            slices = {key: self._file.get_slice(key) for key in self._file.keys()}  # noqa: SIM118
+            self._begins = _offsets(self.path)
+            slices = {key: self._file.get_slice(key) for key in self._begins}
             self.tensors = {
                 key: TensorInfo(tuple(s.get_shape()), DTYPES.get(s.get_dtype(), torch.uint8))
                 for key, s in slices.items()
@@ -101,6 +112,38 @@ class SafetensorsFile(TensorFile):
 
     def _get(self, key: str) -> Tensor:
         return self._file.get_tensor(key)
+
+    def read_into(self, key: str, out: Tensor, room_bytes: int = 0) -> None:
+        """Put a tensor's numbers into ``out``, piece by piece: nothing is mapped, nothing held twice."""
+        dtype, flat = self.tensors[key].dtype, out.view(-1)
+        straight = dtype == out.dtype and out.device.type == "cpu"
+        buffer = torch.empty(0 if straight else min(PIECE, len(flat)), dtype=dtype)
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self._begins[key])
+            for piece in flat.split(PIECE):
+                read = piece if straight else buffer[: len(piece)]
+                self._fill(file, read)
+                if not straight:
+                    convert(read, piece)
+
+    def _fill(self, file: FileIO, out: Tensor) -> None:
+        """Read as many bytes as ``out`` has."""
+        view = out.view(torch.uint8).numpy().data
+        while view:
+            count = file.readinto(view)
+            if not count:
+                raise CheckpointMismatch(f"{self.path}: the file has become shorter. Download it again.")
+            view = view[count:]
+
+
+def _offsets(path: Path) -> dict[str, int]:
+    """Return where in a .safetensors file, which was opened without error, each tensor begins; in order."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    begins = {key: 8 + size + row["data_offsets"][0] for key, row in header.items()}
+    return dict(sorted(begins.items(), key=lambda pair: pair[1]))
 
 
 class Inert:
@@ -179,6 +222,10 @@ class LayeredFile(TensorFile):
     def read(self, key: str, room_bytes: int = 0) -> Tensor:
         """Return a tensor as stored, from whichever file counts."""
         return (self.upper if key in self.upper.tensors else self.lower).read(key, room_bytes)
+
+    def read_into(self, key: str, out: Tensor, room_bytes: int = 0) -> None:
+        """Put a tensor's numbers into ``out``, from whichever file counts."""
+        (self.upper if key in self.upper.tensors else self.lower).read_into(key, out, room_bytes)
 
     def _open(self) -> None:
         raise NotImplementedError  # both files are open already

@@ -41,6 +41,14 @@ class Part:
         """Return a tensor in the network's shape and the file's number format; see ``TensorFile.read``."""
         return read_joined(self.file, self.sources[name], self.wanted[name].shape, room_bytes)
 
+    def read_into(self, name: str, out: Tensor, room_bytes: int = 0) -> None:
+        """Put a tensor's numbers into ``out``; see ``TensorFile.read_into``."""
+        begin = 0
+        for key in self.sources[name]:
+            end = begin + self.file.tensors[key].count
+            self.file.read_into(key, out.view(-1)[begin:end], room_bytes)
+            begin = end
+
 
 def read_joined(file: TensorFile, keys: Sequence[str], shape: Sequence[int], room_bytes: int = 0) -> Tensor:
     """Return tensors of a file put end to end, in ``shape``."""

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from core.errors import CheckpointMismatch
-from core.weights.checkpoint import Plan, describe_misfit, fill, plan_sources
+from core.weights.checkpoint import Plan, describe_misfit, plan_sources
 from core.weights.convert import Sources
+from core.weights.filling import fill
 from core.weights.formats import open_tensors
 from core.weights.parts import Part
 

@@ -9,9 +9,10 @@ import torch
 
 from core.config import ModelConfig
 from core.models.vae import AutoencoderKL
-from core.weights.checkpoint import check_plan, fill, plan_sources
+from core.weights.checkpoint import check_plan, plan_sources
 from core.weights.convert import CONTROL, TEXT, UNET, VAE, Sources, is_harmless, prefixed
 from core.weights.diffusers_names import found_vae_key
+from core.weights.filling import fill
 from core.weights.formats import TensorFile, open_tensors
 from core.weights.parts import Part
 

@@ -38,7 +38,13 @@ def write_random_model(name: str, folder: Path) -> Path:
     state = base_state(Networks(config, unet, vae, text, control))
     save_file({k: v.contiguous() for k, v in state.items()}, folder / "base.safetensors")
     save_file(control.state_dict(), folder / f"{CONTROL}.safetensors")
-    files = replace(config, weights="base.safetensors", controls={CONTROL: f"{CONTROL}.safetensors"})
+    files = replace(
+        config,
+        weights="base.safetensors",
+        controls={CONTROL: f"{CONTROL}.safetensors"},
+        pooled_controls=[],
+        masked_controls=[],
+    )
     path = folder / f"{name}.yaml"
     OmegaConf.save(OmegaConf.structured(files), path)
     return path
