@@ -3,10 +3,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import gradio as gr
 import pytest
 
 import annotators
 from annotators.base import Checkbox, Slider
+from apps.page.layout import advanced
 from apps.page.settings import (
     ADVISED_FOR_GUESSING,
     SAMPLER_LABELS,
@@ -17,7 +19,7 @@ from apps.page.settings import (
     declare,
     parse,
 )
-from core.request import MAX_SEED
+from core.request import MAX_SEED, SPEED_OPTIONS
 from core.sampling.samplers import SAMPLERS
 
 NEGATIVE = (
@@ -129,3 +131,22 @@ def test_control_cannot_start_after_its_end() -> None:
 def test_a_detector_starts_no_finer_than_the_model_draws(model: int, start: int) -> None:
     by_name = {setting.name: setting for setting in declare(annotators.load("mlsd"), model)}
     assert by_name["detect_resolution"].default == start
+
+
+def test_what_trades_exactness_for_speed_is_off_and_stands_apart_and_closed() -> None:
+    chosen = parse(defaults(), declared())
+    assert {s.name: getattr(chosen, s.name) for s in SPEED} == SPEED_OPTIONS
+    assert all(s.info.endswith("is exact.") for s in SPEED)
+    with gr.Blocks():
+        made, *_ = advanced("canny", declared())
+    assert list(made) == [s.name for s in declared()]
+    boxes = {name: _accordion(made[name]) for name in (*SPEED_OPTIONS, "steps")}
+    assert {(boxes[name].label, boxes[name].open) for name in SPEED_OPTIONS} == {("Speed", False)}
+    assert boxes["steps"].label == "Advanced options"
+
+
+def _accordion(component: Any) -> gr.Accordion:
+    """Return the accordion that a component lies in."""
+    while not isinstance(component, gr.Accordion):
+        component = component.parent
+    return component
