@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import gc
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from core.pipeline import ControlNetPipeline
-from core.request import Progress, Request
-from tests.bench.step import CLOCKS, Clock
-from tests.bench.variants import random_pipeline, request
+from core.config import load_config
+from core.models.unet import SHALLOW
+from core.request import Request
+from tests.bench import step
 
 EXACT = "all off"
+INTERVALS = (2, 3, 5)
+RATIOS = (0.25, 0.5, 0.75)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,56 +41,73 @@ class Case:
         return replace(base, controls=units, **self.request)
 
 
-def option_cases(intervals: tuple[int, ...] = (2, 3, 5)) -> list[Case]:
+def option_cases(intervals: Sequence[int] = INTERVALS, ratios: Sequence[float] = RATIOS) -> list[Case]:
     """Return each option alone, after none."""
     return [
         Case(EXACT, EXACT),
         *(Case(f"control until {end:.0%} of the steps", EXACT, {}, {"end": end}) for end in (0.75, 0.5)),
         *(Case(f"control interval {n}", EXACT, {"control_interval": n}) for n in intervals),
         *(Case(f"cache interval {n}", EXACT, {"cache_interval": n}) for n in intervals),
-        *(Case(f"token merging {r:g}", EXACT, {"token_merging_ratio": r}) for r in (0.25, 0.5, 0.75)),
+        *(Case(f"token merging {r:g}", EXACT, {"token_merging_ratio": r}) for r in ratios),
     ]
 
 
-def step_seconds(pipe: ControlNetPipeline, asked: Request, clock: Clock) -> float:
-    """Return the mean seconds of a step of ``asked``, without text, hint and decoding."""
-    updates = pipe.sample(asked)
-    first = began = 0.0
-    for update in updates:
-        if isinstance(update, Progress) and update.step == 1:
-            first = clock()
-        if isinstance(update, Progress) and update.step == update.total:
-            began = clock() - first
-    return began / (asked.steps - 1)
+def step_kinds(case: step.Case, ratios: Sequence[float] = RATIOS) -> dict[str, step.Step]:
+    """Return the kinds of steps that there are, exact ones first; networks and weights are shared."""
+    unet, control = step.networks(case)
+    x, t, context, hint = case.tensors("cpu")
+    embedded = control.embed_hint(hint)
+    kv, control_kv = unet.project_context(context), control.project_context(context)
+    kept = control(x, t, control_kv, embedded)
+    _, deep = unet.whole(x, t, kv, kept)
+
+    def merged(ratio: float) -> Tensor:
+        return unet(x, t, kv, control(x, t, control_kv, embedded, ratio), ratio)
+
+    def shallow() -> Tensor:
+        residuals = control(x, t, control_kv, embedded, count=SHALLOW)
+        return unet.shallow(x, t, kv, residuals, deep)
+
+    return {
+        EXACT: partial(merged, 0.0),
+        "control taken over": lambda: unet(x, t, kv, kept),
+        "deep part taken over": shallow,
+        **{f"token merging {ratio:g}": partial(merged, ratio) for ratio in ratios},
+    }
 
 
+def of_interval(share: float, interval: int) -> float:
+    """Return the share of the time where all but every ``interval``-th step take ``share`` of it."""
+    return (1.0 + (interval - 1) * share) / interval
+
+
+@torch.inference_mode()
 def run(args: argparse.Namespace) -> None:
-    """Print a line for each option: seconds a step, and its share of an exact one's."""
+    """Print a line for each kind of step, and what intervals make of them."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    pipe = random_pipeline(args.model, getattr(torch, args.dtype))
-    base = request("full", args.pixels, args.steps + 1)
-    cases = [case for case in option_cases((2, 3)) if not case.unit]
-    pipe(replace(base, steps=1))
-    least = dict.fromkeys((case.name for case in cases), float("inf"))
-    for _ in range(args.rounds):  # in turn, so that what else the machine does meets all alike
-        for case in cases:
-            seconds = step_seconds(pipe, case.of(base), CLOCKS[args.clock])
-            least[case.name] = min(least[case.name], seconds)
-    print(f"{args.model}, {args.pixels} px, {args.dtype}, {args.clock} time, ", end="")
-    print(f"{torch.get_num_threads()} threads, mean of {args.steps} steps, least of {args.rounds} rounds")
-    for name, value in least.items():
-        print(f"  {name:22} {value:7.3f} s a step, {value / least[EXACT]:4.0%}")
+    for pixels in args.pixels:
+        case = step.Case(load_config(args.model), getattr(torch, args.dtype), pixels)
+        times = step.compare(step_kinds(case), args.rounds, step.CLOCKS[args.clock])
+        print(f"{args.model}, {pixels} px, {args.dtype}, {args.clock} time, ", end="")
+        print(f"{torch.get_num_threads()} threads, least of {args.rounds} rounds")
+        exact = min(times[EXACT])
+        for name, values in times.items():
+            share = min(values) / exact
+            print(f"  {name:20} {min(values):7.3f} s a step, {share:4.0%}", end="")
+            taken = name.endswith("taken over")
+            every = [f"interval {n}: {of_interval(share, n):.0%}" for n in INTERVALS if taken]
+            print(f" ({', '.join(every)})" if every else "")
+        gc.collect()
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     add = parser.add_argument
     add("--model", default="sd15", choices=("demo", "sd15", "sd21"), help="Sizes of the networks.")
-    add("--pixels", type=int, default=512, help="Side of the picture.")
-    add("--steps", type=int, default=6, help="Steps that count; best a multiple of 6.")
+    add("--pixels", type=int, nargs="+", default=[256, 512], help="Sides of the picture.")
     add("--dtype", default="bfloat16", help="Number type.")
-    add("--rounds", type=int, default=1, help="How often each is drawn, in turn.")
+    add("--rounds", type=int, default=3, help="How often each step is timed, in turn.")
     add("--threads", type=int, help="Threads; by default as many as torch chooses.")
-    add("--clock", choices=tuple(CLOCKS), default="wall", help="Wall or processor time.")
+    add("--clock", choices=tuple(step.CLOCKS), default="wall", help="Wall or processor time.")
     parser.set_defaults(run=run)

@@ -49,14 +49,20 @@ class Case:
         return x.contiguous(memory_format=last), t, context, hint.contiguous(memory_format=last)
 
 
-def our_step(case: Case, *, packed: bool) -> Step:
-    """Return our step; as in the pipeline, the hint and the text are embedded once."""
+def networks(case: Case, *, packed: bool = True) -> tuple[UNet, ControlNet]:
+    """Return a UNet and a ControlNet of random weights, ready as in the pipeline."""
     with torch.device("meta"):
         unet, control = UNet(case.config.unet), ControlNet(case.config.unet, case.config.control)
     for net in (unet, control):
         materialise(net, case.dtype).to(memory_format=torch.channels_last)
         if packed:
             pack_weights(net)
+    return unet, control
+
+
+def our_step(case: Case, *, packed: bool) -> Step:
+    """Return our step; as in the pipeline, the hint and the text are embedded once."""
+    unet, control = networks(case, packed=packed)
     x, t, context, hint = case.tensors("cpu")
     embedded = control.embed_hint(hint)
     kv, control_kv = unet.project_context(context), control.project_context(context)
