@@ -74,7 +74,7 @@ def build(pages: Sequence[Page], model: Model | Pipeline | None) -> gr.Blocks:
 
 def _add(page: Page, model: Model | None, blocks: gr.Blocks) -> Widgets | JointWidgets | BenchWidgets:
     if isinstance(page, Workbench):
-        return _add_bench(page, blocks)
+        return _add_bench(page, blocks, 1 if model is None else model.at_once)
     if model is None:
         raise ValueError(f"The app {page.name} draws: give it a model.")
     if isinstance(page, Joint):
@@ -110,11 +110,11 @@ def _notices(page: Page, widgets: Any) -> list[tuple[App, gr.HTML]]:
     return [(page, widgets.notice)] if isinstance(page, App) else []
 
 
-def _add_bench(bench: Workbench, blocks: gr.Blocks) -> BenchWidgets:
+def _add_bench(bench: Workbench, blocks: gr.Blocks, at_once: int) -> BenchWidgets:
     widgets = lay_out_bench(bench)
     handlers = Bench(bench, widgets)
-    connect_bench(handlers)
-    add_annotate_endpoint(handlers)
+    connect_bench(handlers, at_once)
+    add_annotate_endpoint(handlers, at_once)
     places = [component for card in widgets.cards for component in (card.note, card.map)]
     blocks.load(handlers.check, None, places, **ON_LOAD)
     return widgets

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 MAX_SEED = 2**31 - 1
 MAX_SAMPLES = 12
+MAX_BATCH = 32  # pictures of several requests
 MAX_STEPS = 1000
 MAX_SIDE = 4096
 MAX_PROMPT_CHARS = 10_000

@@ -95,13 +95,16 @@ class Bench:
         return updates
 
 
-def connect(handlers: Bench) -> None:
-    """Wire the page; its cards tell what is missing whenever the page is opened."""
+def connect(handlers: Bench, at_once: int) -> None:
+    """Wire the page, with so many runs of all pages under way at the same time.
+
+    Its cards tell what is missing whenever the page is opened.
+    """
     w = handlers.widgets
     queued: dict[str, Any] = {
         "preprocess": False,
         "concurrency_id": QUEUE,
-        "concurrency_limit": 1,
+        "concurrency_limit": at_once,
         "api_visibility": "private",
     }
     controls = [control for card in w.cards for control in card.controls.values()]

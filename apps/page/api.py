@@ -45,7 +45,8 @@ def add_endpoint(handlers: Handlers) -> None:
     files = Api(None, gr.File(file_count="multiple", render=False).api_info(), "Map and pictures")
     seed = Api(None, {"type": "integer"}, "Seed")
     told_of = DRAW.format(title=form.page.title) if isinstance(form, AppForm) else DRAW_JOINT
-    _add(_endpoint(handlers), [_input(field) for field in form.fields], [files, seed], told_of)
+    inputs = [_input(field) for field in form.fields]
+    _add(_endpoint(handlers), inputs, [files, seed], told_of, handlers.model.at_once)
 
 
 def _input(field: Field) -> Any:
@@ -56,7 +57,7 @@ def _input(field: Field) -> Any:
     return Api(field.default, _schema(field), _label(field))
 
 
-def add_annotate_endpoint(handlers: Bench) -> None:
+def add_annotate_endpoint(handlers: Bench, at_once: int) -> None:
     """Add the endpoint that makes one map to the current Blocks."""
     names = [card.annotator for card in handlers.bench.cards]
     inputs = [
@@ -65,10 +66,18 @@ def add_annotate_endpoint(handlers: Bench) -> None:
         *(Api(s.default, _schema(s), _label(s)) for s in _all_controls(handlers).values()),
     ]
     file = Api(None, gr.File(render=False).api_info(), "Map")
-    _add(_annotate_endpoint(handlers), inputs, [file, Api(None, {"type": "object"}, "Facts")], ANNOTATE)
+    _add(
+        _annotate_endpoint(handlers),
+        inputs,
+        [file, Api(None, {"type": "object"}, "Facts")],
+        ANNOTATE,
+        at_once,
+    )
 
 
-def _add(fn: Callable[..., Any], inputs: list[Any], outputs: list[Any], description: str) -> None:
+def _add(
+    fn: Callable[..., Any], inputs: list[Any], outputs: list[Any], description: str, at_once: int
+) -> None:
     gr.Button(visible=False).click(
         fn,
         inputs,
@@ -79,7 +88,7 @@ def _add(fn: Callable[..., Any], inputs: list[Any], outputs: list[Any], descript
         postprocess=False,
         show_progress="hidden",
         concurrency_id=QUEUE,
-        concurrency_limit=1,
+        concurrency_limit=at_once,
     )
 
 

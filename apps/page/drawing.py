@@ -231,6 +231,10 @@ def _follow(
                 files, steps = (*shown, *folder.save_result(event, plan)), event.request.steps
                 yield Frame("Done", files, labels, steps, steps, 0.0, event)
                 return
+            if event.step == 0:
+                before = f" · {event.ahead} before it" if event.ahead else ""
+                yield Frame(f"Waiting for its turn{before}", shown, labels)
+                continue
             now = time.monotonic()
             if now - drawn_at < PREVIEW_SECONDS and event.step < event.total:
                 continue

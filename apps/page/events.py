@@ -53,10 +53,11 @@ def connect(app: App, widgets: Widgets, handlers: Handlers) -> None:
         outputs = [*image, w.prompt, preprocessor]
         placed.append(quietly(w.results.examples.click, _fill_from(app), [w.results.examples], outputs))
     sent = [w.image, w.prompt, *w.settings.values()]
-    running = run_after(starts, handlers.run, [w.randomize, *sent], w)
+    at_once = handlers.model.at_once
+    running = run_after(starts, handlers.run, [w.randomize, *sent], w, at_once)
     if w.results.examples is not None:
         shown = [w.results.examples, w.randomize, *sent]
-        running += run_after([begin(placed[-1].then)], handlers.run_example, shown, w)
+        running += run_after([begin(placed[-1].then)], handlers.run_example, shown, w, at_once)
     cancel(running, w)
     offer_advice(w)
     if w.mask is not None:
@@ -130,9 +131,9 @@ def share_inputs(tabs: Sequence[gr.Tab], shared: Sequence[Component | None]) -> 
 
 
 def run_after(
-    starts: Sequence[Any], run: Callable[..., Any], inputs: list[Component], w: Common
+    starts: Sequence[Any], run: Callable[..., Any], inputs: list[Component], w: Common, at_once: int
 ) -> list[Any]:
-    """Run after each of the events that began one; return what then runs."""
+    """Run after each of the events that began one, so many runs at the same time; return what then runs."""
     results, running = w.results, []
     for start in starts:
         event = start.then(
@@ -142,7 +143,7 @@ def run_after(
             preprocess=False,
             show_progress="hidden",
             concurrency_id=QUEUE,
-            concurrency_limit=1,
+            concurrency_limit=at_once,
             api_visibility="private",
         )
         # Not "then": Gradio calls that after a success and after a cancel, but not after an error. Cancelling

@@ -46,10 +46,11 @@ def connect(widgets: JointWidgets, handlers: Handlers, form: JointForm) -> None:
         fill = _fill_with(w, form, handlers.model)
         filled = quietly(w.results.examples.click, fill, [w.results.examples], everything)
     sent = [w.prompt, *(widget for unit in w.units for widget in unit.inputs), *w.settings.values()]
-    running = run_after(starts, handlers.run, [w.randomize, *sent], w)
+    at_once = handlers.model.at_once
+    running = run_after(starts, handlers.run, [w.randomize, *sent], w, at_once)
     if w.results.examples is not None:
         shown = [w.results.examples, w.randomize, *sent]
-        running += run_after([begin(filled.then)], handlers.run_example, shown, w)
+        running += run_after([begin(filled.then)], handlers.run_example, shown, w, at_once)
     cancel(running, w)
     offer_advice(w)
     images: list[Component] = [unit.image for unit in w.units]

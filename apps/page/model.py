@@ -16,6 +16,16 @@ log = logging.getLogger(__name__)
 
 ALONE = "Drawn without the ControlNet made for this, by the base model alone: it knows the prompt only."
 DEMO, FULL = "demo", "sd15"
+# Runs under way at the same time where pictures are drawn in batches. More than the largest batch, so that
+# while one is drawn those of the next have made their maps; a run that waits costs a thread of Gradio's 40.
+AT_ONCE, MOST_AT_ONCE = 16, 24
+
+
+def runs_at_once(max_batch: int | None) -> int:
+    """Return how many runs may be under way for batches of so many pictures, of which None is not known."""
+    if max_batch is None:
+        return AT_ONCE
+    return min(2 * max_batch, MOST_AT_ONCE) if max_batch > 1 else 1
 
 
 class Pipeline(Protocol):
@@ -44,10 +54,21 @@ class Model:
     """A pipeline that may still be loading. One object serves all apps and all visitors."""
 
     def __init__(
-        self, name: str, title: str, resolution: int, load: Callable[[], Pipeline], cfg_scale: float = 9.0
+        self,
+        name: str,
+        title: str,
+        resolution: int,
+        load: Callable[[], Pipeline],
+        cfg_scale: float = 9.0,
+        at_once: int = 1,
     ) -> None:
-        """Name what ``load`` will bring; nothing is loaded before ``start``."""
+        """Name what ``load`` will bring; nothing is loaded before ``start``.
+
+        ``at_once`` is how many runs may be under way at the same time: more than one helps a pipeline that
+        draws several requests as one batch.
+        """
         self.name, self.title, self.resolution, self.cfg_scale = name, title, resolution, cfg_scale
+        self.at_once = at_once
         self._load = load
         self._finished = threading.Event()
         self._started = threading.Lock()
@@ -55,9 +76,9 @@ class Model:
         self._error: Exception | None = None
 
     @classmethod
-    def ready(cls, pipeline: Pipeline) -> Model:
+    def ready(cls, pipeline: Pipeline, at_once: int = 1) -> Model:
         """Wrap a pipeline that is loaded."""
-        model = cls(pipeline.name, pipeline.title, pipeline.resolution, lambda: pipeline)
+        model = cls(pipeline.name, pipeline.title, pipeline.resolution, lambda: pipeline, at_once=at_once)
         model._started.acquire()
         model._run()
         return model

@@ -14,11 +14,10 @@ import torch
 
 from core.errors import SuiteError
 from core.pipeline import NO_RESULT, OUT_OF_MEMORY, Update
-from core.request import Progress, Request, Result, check_number
+from core.request import MAX_BATCH, Progress, Request, Result, check_number
 
 log = logging.getLogger(__name__)
 
-MAX_BATCH = 32  # pictures
 CPU_BATCH, GPU_BATCH = 4, 8  # beyond these a batch gains little more, and all of it waits for its last
 WAITING_SECONDS = 0.5  # between two words to who waits; a generator can be closed only in between
 
@@ -53,10 +52,8 @@ class BatchPipeline(Protocol):
         """Return a generator of (index of a request, update)."""
 
 
-def default_max_batch(device: torch.device, *, low_vram: bool = False) -> int:
-    """Return how many pictures to draw at once; one where memory is short."""
-    if low_vram:
-        return 1
+def default_max_batch(device: torch.device) -> int:
+    """Return how many pictures to draw at once on a device with enough memory."""
     return CPU_BATCH if device.type == "cpu" else GPU_BATCH
 
 
