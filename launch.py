@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from apps import ALL, all_pages, controls_of, find_pages
-from apps.additions import Additions, add_options
+from apps import ALL, additions, all_pages, computing, controls_of, find_pages
+from apps.additions import Additions
+from apps.computing import Computing
 from core.request import MAX_BATCH
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="Where the textual-inversion files are, used by writing their names; else ckpts/embeddings.",
     )
-    add_options(p)
+    additions.add_options(p)
+    computing.add_options(p)
     p.add_argument("--list", action="store_true", help="List the apps and stop.")
     return p
 
@@ -145,7 +147,7 @@ def _model(args: argparse.Namespace, controls: Sequence[str]) -> Model:
     from apps.page.model import Model, choose, describe, runs_at_once
 
     max_batch = 1 if args.low_vram and args.max_batch is None else args.max_batch
-    additions = Additions.read(args)
+    added, how = Additions.read(args), Computing.read(args)
     name = choose(args.model, controls)
     title, resolution, cfg_scale = describe(name)
 
@@ -160,10 +162,13 @@ def _model(args: argparse.Namespace, controls: Sequence[str]) -> Model:
             low_vram=args.low_vram,
             clip_skip=args.clip_skip,
             embeddings=args.embeddings,
-            loras=additions.loras,
-            vae=additions.vae,
-            transfer_from=additions.transfer_from,
-            parameterization=additions.parameterization,
+            loras=added.loras,
+            vae=added.vae,
+            transfer_from=added.transfer_from,
+            parameterization=added.parameterization,
+            vae_dtype=how.vae_dtype,
+            compile=how.compile,
+            graphs=how.graphs,
         )
         pictures = max_batch or default_max_batch(pipeline.device)
         return Batcher(pipeline, pictures) if pictures > 1 else pipeline

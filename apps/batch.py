@@ -154,6 +154,9 @@ def _load(options: Options) -> Pipeline:
         vae=options.additions.vae,
         transfer_from=options.additions.transfer_from,
         parameterization=options.additions.parameterization,
+        vae_dtype=options.computing.vae_dtype,
+        compile=options.computing.compile,
+        graphs=options.computing.graphs,
     )
 
 

@@ -13,11 +13,13 @@ import torch
 from core.additions import Lora
 from core.config import PARAMETERIZATIONS, ModelConfig, config_names, load_config
 from core.errors import CheckpointMismatch, WeightsMissing
+from core.models.controlnet import ControlNet
 from core.models.variants import AnyControlNet
 from core.pipeline import ControlNetPipeline
 from core.request import check_number
+from core.runtime.compiling import can_compile, compile_network
 from core.runtime.control_cache import DEFAULT_BUDGET
-from core.runtime.device import resolve_device, resolve_dtype
+from core.runtime.device import keep_float32, resolve_device, resolve_dtype, resolve_vae_dtype
 from core.weights.checkpoint import inspect_checkpoint, load_base, load_control
 from core.weights.formats import open_tensors
 from core.weights.mixing import LoraMixer
@@ -67,6 +69,8 @@ def load_pipeline(
     strips: bool | None = None,
     parameterization: str | None = None,
     graphs: bool | None = None,
+    compile: bool = False,
+    vae_dtype: str = "auto",
 ) -> ControlNetPipeline:
     """Load a base model; its ControlNets are loaded when first used.
 
@@ -91,6 +95,9 @@ def load_pipeline(
             the file itself tells.
         graphs: whether to record steps as CUDA graphs and replay them, with the same result; by default on a
             CUDA device, without low_vram.
+        compile: whether to compile UNet and ControlNets with torch.compile: the first picture of every size
+            then takes minutes. Where there is no compiler all runs as without.
+        vae_dtype: auto, float32, float16 or bfloat16: the autoencoder's number format.
 
     Raises:
         ValueError: there is no such model, device, dtype, layer, folder or parameterization, or there can be
@@ -100,6 +107,8 @@ def load_pipeline(
     """
     target = resolve_device(device)
     number = resolve_dtype(dtype, target)
+    vae_number = resolve_vae_dtype(vae_dtype, number, target)
+    keep_float32(target, number)
     registry = _default_registry() if registry is None else registry
     source = find_source(name_or_path, registry)
     if parameterization is not None:
@@ -110,14 +119,26 @@ def load_pipeline(
     log.info("Loading %s from %s (%s, %s).", source.config.title, source.base, target, number)
     autoencoder = None if vae is None else open_vae(source.config, Path(vae))
     trained_on = None if transfer_from is None else _find_base(transfer_from, registry)
-    pack = target.type == "cpu"  # else the networks may be moved, which packed ones cannot be
-    base = load_base(source.config, source.base, device=rest, dtype=number, vae=autoencoder, pack=pack)
+    compiled = compile and can_compile(target)
+    # Packed weights could not be moved, nor could compiled code read them.
+    pack = target.type == "cpu" and not compiled
+    base = load_base(
+        source.config,
+        source.base,
+        device=rest,
+        dtype=number,
+        vae=autoencoder,
+        vae_dtype=vae_number,
+        pack=pack,
+    )
+    if compiled:
+        compile_network(base.unet)
     mixer = LoraMixer(source.config, source.base, base)
     mixer.set([Lora.parse(lora) for lora in loras])
     return ControlNetPipeline(
         source.config,
         base,
-        lambda name: _load_control(source, name, rest, number, trained_on, pack=pack),
+        lambda name: _load_control(source, name, rest, number, trained_on, pack=pack, compiled=compiled),
         locate_control=source.locate_control,
         controls=source.controls,
         device=target,
@@ -129,6 +150,7 @@ def load_pipeline(
         transfer_from=None if trained_on is None else trained_on.name,
         strips=strips,
         graphs=graphs,
+        vae_number=vae_number,
     )
 
 
@@ -168,13 +190,17 @@ def _load_control(
     trained_on: Path | None,
     *,
     pack: bool,
+    compiled: bool,
 ) -> AnyControlNet:
     path, base = source.locate_control(name), source.base
     if trained_on is not None and (path == base or trained_on.samefile(base)):
         trained_on = None  # it grew from this very model
-    return load_control(
+    net = load_control(
         source.config, path, device=device, dtype=dtype, base=base, trained_on=trained_on, pack=pack
     )
+    if compiled and isinstance(net, ControlNet):  # the others compute once a request
+        compile_network(net)
+    return net
 
 
 def find_source(name_or_path: str | Path, registry: Locator | None = None) -> Source:

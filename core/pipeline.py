@@ -63,6 +63,7 @@ class ControlNetPipeline:
         transfer_from: str | None = None,
         strips: bool | None = None,
         graphs: bool | None = None,
+        vae_number: torch.dtype | None = None,
     ) -> None:
         """Take networks that are loaded, and a way to load ControlNets.
 
@@ -83,6 +84,7 @@ class ControlNetPipeline:
                 and where a side is above 1024 px.
             graphs: whether to record steps as CUDA graphs and replay them, with the same result; by default
                 on a CUDA device, without ``low_vram``.
+            vae_number: the number format of the autoencoder; by default the one that suits that of ``base``.
 
         Raises:
             ValueError: there is no such folder, or there can be no ``graphs``.
@@ -94,13 +96,14 @@ class ControlNetPipeline:
         self.dtype = weight.dtype
         self._placement = Placement(self.device, low_vram=low_vram)
         self.networks = base
-        base.vae.to(vae_dtype(self.dtype))
+        number = vae_dtype(self.dtype, self.device) if vae_number is None else vae_number
+        base.vae.to(number)
         for module in (base.unet, base.vae, base.text):
             self._settle(module)
         self._cache = ControlCache(lambda name: self._settle(load_control(name)), max_controls)
         self._locate_control = locate_control
         words = Embeddings(embeddings, width=config.text.width, title=config.title)
-        coder = PictureCoder(base.vae, self._placement, self.device, vae_dtype(self.dtype), strips)
+        coder = PictureCoder(base.vae, self._placement, self.device, number, strips)
         self._prepare = Preparer(config, base, words, coder, self._placement, self.dtype)
         self._predict = choose_predict(self.device, graphs=graphs, low_vram=low_vram)
         walk = Walker(config, base, self._placement, self.device, self._predict)

@@ -11,6 +11,16 @@ from core.pipeline import ControlNetPipeline
 from tests.tiny_model import tiny_pipeline
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what cannot run here, and what takes a minute unless it is asked for."""
+    chosen = config.getoption("markexpr")
+    for item in items:
+        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU"))
+        if item.get_closest_marker("compiler") and "compiler" not in chosen:
+            item.add_marker(pytest.mark.skip(reason="takes minutes: give -m compiler"))
+
+
 @pytest.fixture(autouse=True)
 def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
     """Compute small tensors on one thread: waiting for each other costs much on a busy machine."""

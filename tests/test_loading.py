@@ -353,3 +353,27 @@ def test_a_control_is_not_moved_to_where_it_grew(files: Files, named_demo: None,
         pipe = load_pipeline(path, device="cpu", dtype="float32", registry=files, transfer_from=source)
         got = pipe._cache.get(["own"])["own"].state_dict()
         assert all(torch.equal(got[k], v) for k, v in tiny_control(CONFIG, "own").state_dict().items())
+
+
+def test_networks_are_packed_or_compiled_but_not_both(
+    files: Files, named_demo: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[str] = []
+    monkeypatch.setattr(core.loading, "compile_network", lambda net: compiled.append(type(net).__name__))
+    for there in (True, False):
+        monkeypatch.setattr(core.loading, "can_compile", lambda device, there=there: there)
+        pipe = load_pipeline("demo", device="cpu", dtype="bfloat16", registry=files, compile=True)
+        pipe(REQUEST)
+        packed = any(isinstance(module, Packed) for module in pipe.networks.unet.modules())
+        assert compiled == ["UNet", "ControlNet"] and packed is (can_pack() and not there)
+
+
+def test_the_autoencoder_may_have_a_format_of_its_own(files: Files, named_demo: None) -> None:
+    pipe = load_pipeline("demo", device="cpu", dtype="bfloat16", registry=files, vae_dtype="float32")
+    exact = tiny_networks(CONFIG).vae.state_dict()
+    for name, weight in pipe.networks.vae.state_dict().items():
+        assert weight.dtype == torch.float32 and torch.equal(weight, exact[name])  # not rounded on the way
+    assert pipe.networks.unet.state_dict()["out.2.weight"].dtype == torch.bfloat16
+    pipe(REQUEST)
+    with pytest.raises(ValueError, match="graphs is True, but the device is cpu"):
+        load_pipeline("demo", device="cpu", registry=files, graphs=True)

@@ -10,8 +10,9 @@ from typing import Any
 
 import annotators
 from annotators.base import Checkbox, Slider
-from apps import all_apps, find_apps
-from apps.additions import Additions, add_options
+from apps import additions, all_apps, computing, find_apps
+from apps.additions import Additions
+from apps.computing import Computing
 from apps.page.model import choose, describe
 from apps.page.settings import DETECT, Choice, Number, Setting, Text, declare_app, parse
 from apps.spec import App
@@ -46,6 +47,7 @@ class Options:
     clip_skip: int | None
     embeddings: Path | None
     additions: Additions
+    computing: Computing
     declared: tuple[Setting, ...]
     values: Mapping[str, Any]
 
@@ -76,7 +78,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> tuple[argparse.Argu
         options = Options(
             app, args.input, args.output, args.prompt, args.prompts, args.recursive, args.limit,
             args.overwrite, args.maps_only, args.pose_json, model, args.device, args.dtype, args.low_vram,
-            args.clip_skip, args.embeddings, Additions.read(args), declared, values,
+            args.clip_skip, args.embeddings, Additions.read(args),
+            Computing.read(args), declared, values,
         )  # fmt: skip
         check(options)
     except ValueError as error:
@@ -191,7 +194,8 @@ def _add_model(p: argparse.ArgumentParser) -> None:
         "--clip-skip", type=_positive, metavar="N", help="The text encoder's layer to read, from the end."
     )
     p.add_argument("--embeddings", type=_folder, metavar="DIR", help="Where the textual-inversion files are.")
-    add_options(p)
+    additions.add_options(p)
+    computing.add_options(p)
 
 
 def _folder(text: str) -> Path:

@@ -25,7 +25,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return softmax(q k^T / sqrt(d)) v of queries (B, heads, N, d), keys and values (B, heads, M, d)."""
     many = min(q.shape[2], k.shape[2]) >= MANY_TOKENS and q.shape[1] > 1
     fitting = q.device.type == "cpu" and q.dtype == torch.bfloat16 and not has_matrix_units()
-    if many and fitting and not (torch.is_grad_enabled() and q.requires_grad):
+    plain = torch.compiler.is_compiling() or (torch.is_grad_enabled() and q.requires_grad)
+    if many and fitting and not plain:
         out = attend_in_strips(q, k, v)
         if out is not None:
             return out

@@ -172,9 +172,7 @@ class UNet(UNetEncoder):
         emb = self.embed_time(t, x.dtype)
         kvs = iter(context if isinstance(context, tuple) else self.project_context(context))
         encoded = self.encode(x, emb, kvs, merged=merged)
-        skips, h = self._controlled(encoded, residuals() if callable(residuals) else residuals)
-        deep = self._ascend(self.output_blocks[:-SHALLOW], h, skips, emb, kvs, merged)
-        return self.out(self._ascend(self.output_blocks[-SHALLOW:], deep, skips, emb, kvs, merged)), deep
+        return self.decode_whole(encoded, emb, kvs, residuals() if callable(residuals) else residuals, merged)
 
     def shallow(
         self,
@@ -192,8 +190,8 @@ class UNet(UNetEncoder):
         Source: DeepCache (arXiv 2312.00858).
         """
         emb = self.embed_time(t, x.dtype)
-        ahead = _count_transformers(self.input_blocks[:SHALLOW])
-        behind = _count_transformers(self.output_blocks[-SHALLOW:])
+        ahead = count_transformers(self.input_blocks[:SHALLOW])
+        behind = count_transformers(self.output_blocks[-SHALLOW:])
         kvs = iter((*context[:ahead], *context[len(context) - behind :]))
         skips = self.encode(x, emb, kvs, merged=merged, blocks=SHALLOW)
         if residuals is not None:
@@ -211,8 +209,20 @@ class UNet(UNetEncoder):
 
         ``kvs`` are at the first pair of the output blocks.
         """
+        return self.decode_whole(encoded, emb, kvs, residuals)[0]
+
+    def decode_whole(
+        self,
+        encoded: Sequence[Tensor],
+        emb: Tensor,
+        kvs: Iterator[KeyValue],
+        residuals: Residuals | None = None,
+        merged: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Return what ``decode`` does, and the deep features."""
         skips, h = self._controlled(encoded, residuals)
-        return self.out(self._ascend(self.output_blocks, h, skips, emb, kvs))
+        deep = self._ascend(self.output_blocks[:-SHALLOW], h, skips, emb, kvs, merged)
+        return self.out(self._ascend(self.output_blocks[-SHALLOW:], deep, skips, emb, kvs, merged)), deep
 
     def _controlled(
         self, encoded: Sequence[Tensor], residuals: Residuals | None
@@ -244,5 +254,6 @@ def _add(values: Sequence[Tensor], residuals: Residuals) -> list[Tensor]:
     return [v if r is None else v + r for v, r in zip(values, residuals, strict=True)]
 
 
-def _count_transformers(blocks: Iterable[nn.Module]) -> int:
+def count_transformers(blocks: Iterable[nn.Module]) -> int:
+    """Return how many pairs of keys and values of the text these blocks take."""
     return sum(isinstance(m, BasicTransformerBlock) for block in blocks for m in block.modules())

@@ -71,12 +71,33 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def vae_dtype(dtype: torch.dtype) -> torch.dtype:
+def vae_dtype(dtype: torch.dtype, device: torch.device = CPU) -> torch.dtype:
     """Return the format for the autoencoder beside networks in ``dtype``.
 
-    Its activations leave float16's range for some pictures, which come out black. bfloat16 has the range.
+    Its activations leave float16's range for some pictures. On a GPU, where float16 is much faster, those are
+    computed again in float32; elsewhere all are. bfloat16 has the range, but not the precision: pictures move
+    by several grey levels.
     """
-    return torch.float32 if dtype == torch.float16 else dtype
+    return torch.float32 if dtype == torch.float16 and device.type != "cuda" else dtype
+
+
+def resolve_vae_dtype(name: str, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the format called ``name``; "auto" takes what suits networks in ``dtype`` on ``device``.
+
+    Raises:
+        ValueError: there is no such format; names the choices.
+    """
+    if name == "auto":
+        return vae_dtype(dtype, device)
+    if name not in DTYPES:
+        raise ValueError(f"vae_dtype is {name!r}: give one of auto, {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def keep_float32(device: torch.device, dtype: torch.dtype) -> None:
+    """Have float32 networks on a GPU really computed in it: cuDNN rounds to 19 bits where it is let."""
+    if device.type == "cuda" and dtype == torch.float32:
+        torch.backends.cudnn.allow_tf32 = False
 
 
 def for_training(net: nn.Module, device: torch.device) -> None:

@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Return ``values``, which are in main memory, on ``device``.
+    """Return ``values`` on ``device``.
 
-    To a GPU they go by pinned memory: the copy takes its turn there while Python goes on.
+    From main memory to a GPU they go by pinned memory: the copy takes its turn there while Python goes on.
     """
-    if device.type == "cuda":
+    if device.type == "cuda" and values.device.type == "cpu":
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
 

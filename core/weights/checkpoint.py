@@ -82,12 +82,14 @@ def load_base(
     device: torch.device,
     dtype: torch.dtype,
     vae: Part | None = None,
+    vae_dtype: torch.dtype | None = None,
     pack: bool = False,
 ) -> BaseNetworks:
     """Load UNet, autoencoder and text encoder from a full or plain single-file checkpoint.
 
     The ControlNet half of a full file, EMA copies and schedule buffers are not read. ``vae`` is taken instead
-    of the file's autoencoder, which may then be missing. ``pack`` as in ``fill``.
+    of the file's autoencoder, which may then be missing. ``vae_dtype`` is the autoencoder's number format, by
+    default ``dtype`` too. ``pack`` as in ``fill``.
 
     Raises:
         CheckpointMismatch: the file is no such checkpoint; names the file, what it seems to be, and keys.
@@ -99,11 +101,13 @@ def load_base(
     if vae is not None:
         del plans["vae"]
     check_plan(file, config, "a base model", [config.weights], Plan.joined(list(plans.values())))
+    numbers = {"vae": dtype if vae_dtype is None else vae_dtype}
     if vae is not None:
-        fill(networks.vae, vae, device, dtype, pack=pack)
+        fill(networks.vae, vae, device, numbers["vae"], pack=pack)
     for name, plan in plans.items():
         network = getattr(networks, name)
-        fill(network, Part(file, plan.sources, network.state_dict()), device, dtype, pack=pack)
+        part = Part(file, plan.sources, network.state_dict())
+        fill(network, part, device, numbers.get(name, dtype), pack=pack)
     return networks
 
 

@@ -18,6 +18,7 @@ def test_every_flag_has_a_sentence_of_help() -> None:
         *("--app", "--model", "--device", "--dtype", "--host", "--port", "--share", "--auth"),
         *("--lora", "--vae", "--transfer-control", "--parameterization"),
         *("--low-vram", "--clip-skip", "--embeddings", "--list"),
+        *("--vae-dtype", "--compile", "--no-graphs", "--max-batch"),
     }
     for action in actions:
         assert action.help is not None and action.help.endswith("."), action.dest
@@ -126,6 +127,7 @@ def test_arguments_reach_the_page_and_the_pipeline(monkeypatch: pytest.MonkeyPat
         (tmp_path / f"{name}.safetensors").touch()
         words += ["--lora", f"{tmp_path}/{name}.safetensors:0.5"]
     words += ["--vae", f"{tmp_path}/hand.safetensors", "--parameterization", "v"]
+    words += ["--vae-dtype", "float16", "--compile", "--no-graphs"]
     assert launch.main([*arguments.split(), *words, "--auth", "ann:se:cret"]) == 0
     assert seen["model"].wait(10)
     assert seen["apps"] == ["canny"] and seen["blocked"]
@@ -133,6 +135,7 @@ def test_arguments_reach_the_page_and_the_pipeline(monkeypatch: pytest.MonkeyPat
     told |= {"clip_skip": 2, "embeddings": tmp_path}
     told["loras"] = tuple(Lora(tmp_path / f"{name}.safetensors", 0.5) for name in ("style", "hand"))
     told |= {"vae": tmp_path / "hand.safetensors", "transfer_from": "sd15", "parameterization": "v"}
+    told |= {"vae_dtype": "float16", "compile": True, "graphs": False}
     assert seen["load"] == ("demo", told)
     assert seen["serve"] == {"host": "0.0.0.0", "port": 8001, "share": False, "auth": ("ann", "se:cret")}
 

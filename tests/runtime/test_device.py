@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from core.runtime import device as module
-from core.runtime.device import autocast, resolve_device, resolve_dtype, vae_dtype
+from core.runtime.device import (
+    autocast,
+    keep_float32,
+    resolve_device,
+    resolve_dtype,
+    resolve_vae_dtype,
+    vae_dtype,
+)
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -84,10 +91,37 @@ def test_formats_are_taken_by_name_and_a_wrong_name_is_answered_with_the_choices
         resolve_dtype("half", CPU)
 
 
-def test_the_autoencoder_is_never_computed_in_float16() -> None:
-    assert vae_dtype(torch.float16) == torch.float32
-    assert vae_dtype(torch.bfloat16) == torch.bfloat16
-    assert vae_dtype(torch.float32) == torch.float32
+def test_the_autoencoder_is_computed_in_float16_on_a_gpu_only() -> None:
+    assert vae_dtype(torch.float16) == vae_dtype(torch.float16, torch.device("mps")) == torch.float32
+    assert vae_dtype(torch.float16, CUDA) == torch.float16
+    for device in (CPU, CUDA):
+        assert vae_dtype(torch.bfloat16, device) == torch.bfloat16
+        assert vae_dtype(torch.float32, device) == torch.float32
+
+
+def test_the_autoencoders_format_is_taken_by_name() -> None:
+    assert resolve_vae_dtype("auto", torch.float16, CUDA) == torch.float16
+    assert resolve_vae_dtype("auto", torch.bfloat16, CPU) == torch.bfloat16
+    assert resolve_vae_dtype("float32", torch.float16, CUDA) == torch.float32
+    with pytest.raises(ValueError, match="vae_dtype is 'half': give one of auto, float32, float16, bfloat16"):
+        resolve_vae_dtype("half", torch.float16, CUDA)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "rounded"),
+    [(CUDA, torch.float32, False), (CUDA, torch.float16, True), (CPU, torch.float32, True)],
+)
+def test_float32_on_a_gpu_is_not_rounded_to_tf32(
+    device: torch.device, dtype: torch.dtype, rounded: bool
+) -> None:
+    before = torch.backends.cudnn.allow_tf32
+    try:
+        torch.backends.cudnn.allow_tf32 = True
+        keep_float32(device, dtype)
+        assert torch.backends.cudnn.allow_tf32 is rounded
+        assert not torch.backends.cuda.matmul.allow_tf32  # torch's own default
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 @pytest.mark.parametrize("native", [True, False])

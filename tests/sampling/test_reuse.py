@@ -122,9 +122,7 @@ def denoiser(
         for net, unit in zip(nets, units, strict=True)
     ]
     kv = text_rows(unet, context, 2)
-    return GuidedDenoiser(
-        unet, Schedule(config.schedule), kv, controls, scale, guess_mode, 10, reuse=reuse
-    )
+    return GuidedDenoiser(unet, Schedule(config.schedule), kv, controls, scale, guess_mode, 10, reuse=reuse)
 
 
 UNITS = (ControlUnit("canny", hint(0)), ControlUnit("depth", hint(1), strength=0.5, start=0.2, end=0.7))
