@@ -36,6 +36,8 @@ Returns the map as a PNG, as the ControlNet takes it, and what else was found, s
 poses. Leave out the controls of other detectors. resolution is the short side, in pixels; 0 takes what suits
 the detector."""
 
+PREVIEW_SECONDS = 1.0  # programs seldom look at previews; each costs both sides' processors some
+
 EXAMPLE = gr.FileData(path="photo.png", url="photo.png").model_dump()
 
 
@@ -105,7 +107,7 @@ def _endpoint(handlers: Handlers) -> Callable[..., Iterator[tuple[list[dict[str,
 
     def endpoint(*values: Any) -> Iterator[tuple[list[dict[str, Any]], int | None]]:
         named = dict(zip((field.name for field in fields), values, strict=True))
-        with told(), closing(handlers.frames(named)) as frames:
+        with told(), closing(handlers.frames(named, every=PREVIEW_SECONDS)) as frames:
             for frame in frames:
                 files = [gr.FileData(path=str(path)).model_dump() for path in frame.files]
                 yield files, frame.result.request.seed if frame.result else None

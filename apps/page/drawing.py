@@ -27,7 +27,7 @@ from core.request import ControlUnit, Progress, Request, Result
 
 Events: TypeAlias = Generator[Progress | Result]
 
-PREVIEW_SECONDS = 0.25  # a shorter wait costs the browser and the queue more than it shows
+PREVIEW_SECONDS = 0.5  # a shorter wait costs server and browser more than it shows: they take it from drawing
 LOADING_SECONDS = 0.5
 PREVIEW_SIDE = 384
 
@@ -158,8 +158,10 @@ def plan_request(plan: Plan, hints: Sequence[NDArray[np.uint8]]) -> Request:
     return replace(make_request(first.app, first.path, hints[0], plan.settings), controls=units)
 
 
-def draw(plan: Plan, model: Model, folder: PictureFolder) -> Generator[Frame]:
+def draw(plan: Plan, model: Model, folder: PictureFolder, every: float | None = None) -> Generator[Frame]:
     """Yield the maps at once, then previews, then the pictures. Closing the iterator frees the pipeline.
+
+    Previews are at least ``every`` seconds apart, by default ``PREVIEW_SECONDS``.
 
     Raises:
         ValueError: an unreadable picture or a wrong setting; says what is allowed.
@@ -178,7 +180,9 @@ def draw(plan: Plan, model: Model, folder: PictureFolder) -> Generator[Frame]:
         with source.named():
             request = with_control(source.app, request, pipeline)
     with closing(cast(Events, pipeline.sample(request))) as events:
-        yield from _follow(events, shown, labels, request, plan, folder)
+        yield from _follow(
+            events, shown, labels, request, plan, folder, PREVIEW_SECONDS if every is None else every
+        )
 
 
 def _shown(annotation: Annotation, request: Request) -> NDArray[np.uint8]:
@@ -222,6 +226,7 @@ def _follow(
     request: Request,
     plan: Plan,
     folder: PictureFolder,
+    every: float,
 ) -> Iterator[Frame]:
     began, drawn_at = time.monotonic(), 0.0
     preview: tuple[Path, ...] = ()
@@ -236,7 +241,7 @@ def _follow(
                 yield Frame(f"Waiting for its turn{before}", shown, labels)
                 continue
             now = time.monotonic()
-            if now - drawn_at < PREVIEW_SECONDS and event.step < event.total:
+            if now - drawn_at < every and event.step < event.total:
                 continue
             drawn_at = now
             if event.preview is not None:

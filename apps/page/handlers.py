@@ -47,9 +47,14 @@ class Handlers:
         """Serve ``form``; pictures are written below ``cache``, from where Gradio serves them."""
         self.form, self.model, self.cache = form, model, cache
 
-    def frames(self, values: Mapping[str, Any], own: Mapping[str, str] | None = None) -> Generator[Frame]:
-        """Check everything that was sent, by name, then draw; ``own`` as in ``Form.plan``."""
-        yield from draw(self.form.plan(values, own), self.model, PictureFolder(self.cache))
+    def frames(
+        self, values: Mapping[str, Any], own: Mapping[str, str] | None = None, every: float | None = None
+    ) -> Generator[Frame]:
+        """Check everything that was sent, by name, then draw.
+
+        ``own`` is as in ``Form.plan``, ``every`` as in ``draw``.
+        """
+        yield from draw(self.form.plan(values, own), self.model, PictureFolder(self.cache), every)
 
     def run(self, randomize: Any, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Yield the gallery, the status line, the seed and the offer to mend the map, as they come."""

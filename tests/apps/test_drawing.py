@@ -65,6 +65,13 @@ def test_the_map_comes_first_then_previews_then_the_pictures(
         np.testing.assert_array_equal(to_rgb(path), paint(pipeline.requests[0], seed))
 
 
+def test_previews_are_as_far_apart_as_they_are_wanted(photo: Path, folder: PictureFolder) -> None:
+    plan, model = plan_one(CANNY, photo, settings(steps=5)), Model.ready(FakePipeline())
+
+    assert [frame.step for frame in draw(plan, model, folder, 0.0)] == [0, 1, 2, 3, 4, 5, 5]
+    assert [frame.step for frame in draw(plan, model, folder, 3600.0)] == [0, 1, 5, 5]
+
+
 @pytest.mark.parametrize("demo", [True, False])
 def test_pictures_tell_which_detector_made_the_map(
     photo: Path, folder: PictureFolder, monkeypatch: pytest.MonkeyPatch, demo: bool
