@@ -25,6 +25,8 @@ from core.training.toyworld.sprites import SpriteLibrary
 
 log = logging.getLogger(__name__)
 
+MADE_OF = "made_of.json"
+
 
 def _render_chunk(
     seeds: Sequence[int], sprites: Path, size: int, things: int | None
@@ -46,7 +48,8 @@ def render(
 ) -> None:
     """Write ``count`` scenes to ``output``: images.npy (count, size, size, 3) uint8 RGB and captions.json.
 
-    ``things`` limits the scenes to the first so many rows of objects.csv, beside people and solids.
+    ``things`` limits the scenes to the first so many rows of objects.csv, beside people and solids. What
+    makes the scenes again, their first seed and ``things``, goes to made_of.json.
     """
     output.mkdir(parents=True, exist_ok=True)
     partial_path = output / "images.partial.npy"
@@ -61,7 +64,16 @@ def render(
             captions += words
     images.flush()
     (output / "captions.json").write_text(json.dumps(captions, ensure_ascii=False, indent=0))
+    (output / MADE_OF).write_text(json.dumps({"first_seed": first_seed, "things": things}))
     os.replace(partial_path, output / "images.npy")
+
+
+def made_of(folder: Path) -> tuple[int, int | None]:
+    """Return the first seed of the scenes in ``folder``, and how many things they are limited to, or None."""
+    if not (folder / MADE_OF).exists():
+        return 0, None
+    found = json.loads((folder / MADE_OF).read_text())
+    return found["first_seed"], found["things"]
 
 
 @dataclass(frozen=True, slots=True)

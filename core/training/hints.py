@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from core.training.data import Scenes
+from core.training.data import Scenes, made_of
+from core.training.toyworld.objects import all_objects
 from core.training.toyworld.scene import Scene, make_scene
 from core.training.toyworld.sprites import SpriteLibrary
 from core.training.toyworld.truth import Truth
@@ -154,12 +155,12 @@ def found_lines(control: str, image: Image) -> Image:
     return _grey(annotator(image, size=image.shape[:2], resolution=resolution).hint)
 
 
-def _hint_chunk(seeds: list[int], control: str, sprites: Path, size: int) -> Image:
+def _hint_chunk(seeds: list[int], control: str, sprites: Path, size: int, things: int | None) -> Image:
     if control not in NEEDS_TRUTH:
         import torch
 
         torch.set_num_threads(1)
-    library = SpriteLibrary.load(sprites)
+    library = SpriteLibrary.load(sprites, all_objects()[:things])
     make = HINT_MAKERS[control]
     scenes = (make_scene(seed, library, size, truth=control in NEEDS_TRUTH) for seed in seeds)
     return np.stack([make(scene, random.Random(scene.seed)) for scene in scenes])
@@ -178,20 +179,20 @@ def select(data: Path, control: str, count: int) -> list[int]:
 
 
 def cache_hints(data: Path, control: str, sprites: Path, *, count: int, workers: int = 2) -> None:
-    """Write hints_CONTROL.npy (n, H, W[, 3]) uint8 and hints_CONTROL.json, the indices of their scenes.
-
-    The scenes' seeds must be their indices, as ``render`` makes them by default.
-    """
+    """Write hints_CONTROL.npy (n, H, W[, 3]) uint8 and hints_CONTROL.json, the indices of their scenes."""
     if control not in HINT_MAKERS:
         raise ValueError(f"control is {control!r}: give one of {', '.join(HINT_MAKERS)}.")
     size = Scenes.open(data).images.shape[1]
     which = select(data, control, count)
-    chunks = [which[i : i + 64] for i in range(0, len(which), 64)]
+    first, things = made_of(data)
+    seeds = [first + i for i in which]
+    chunks = [seeds[i : i + 64] for i in range(0, len(seeds), 64)]
     partial_path = data / f"hints_{control}.partial.npy"
     hints: np.memmap | None = None
     done = 0
     with ProcessPoolExecutor(workers) as pool:
-        work = pool.map(partial(_hint_chunk, control=control, sprites=sprites, size=size), chunks)
+        make = partial(_hint_chunk, control=control, sprites=sprites, size=size, things=things)
+        work = pool.map(make, chunks)
         for made in tqdm(work, total=len(chunks), desc=f"hints {control}", mininterval=10):
             if hints is None:
                 shape = (len(which), *made.shape[1:])

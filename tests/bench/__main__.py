@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from core.config import CONTROL_VARIANTS
-from tests.bench import detectors, memory, options, quality, serve, step, variants, vram
+from tests.bench import detectors, grid, memory, options, quality, serve, step, variants, vram
 
 PHOTO = Path(__file__).resolve().parents[2] / "test_imgs" / "photo_cat.jpg"
 
@@ -68,6 +68,14 @@ def parser() -> argparse.ArgumentParser:
     picture = commands.add_parser("picture", help="Seconds of the first and later pictures, through the API.")
     picture.add_argument("--image", type=Path, default=PHOTO, help="The picture to start from.")
     picture.set_defaults(run=serve.run_picture)
+
+    g = commands.add_parser("grid", help="A picture of what every app makes of held-out toy scenes.")
+    g.add_argument("output", type=Path, help="The file to write.")
+    g.add_argument("--apps", nargs="+", default=grid.APPS, help="Which; by default the nine of 1.0.")
+    g.add_argument("--model", default="demo", help="Which model.")
+    g.add_argument("--count", type=int, default=16, help="How many scenes.")
+    g.add_argument("--steps", type=int, default=20, help="Sampling steps.")
+    g.set_defaults(run=grid.run)
 
     d = commands.add_parser("detectors", help="Milliseconds a picture of every detector.")
     d.add_argument("--only", nargs="+", help="Names of detectors; by default all.")

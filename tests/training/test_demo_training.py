@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from core.models.controlnet import ControlNet
 from core.models.unet import UNet
 from core.models.vae import AutoencoderKL
 from core.runtime.device import for_training
+from core.training import data, hints
 from core.training.__main__ import main, parser
 from core.training.base import UNKNOWN_WORD, Denoiser, kept_token_ids, load_text, vary_caption
 from core.training.control import (
@@ -36,10 +39,13 @@ from core.training.hints import CachedHints, canny_hint, photographed
 from core.training.loop import LoopConfig
 from core.training.start import begin_with, load_start, unpack
 from core.training.toyworld.captions import ADDED_PROMPT, NEGATIVE_PROMPT
+from core.training.toyworld.objects import ObjectSpec
 from core.training.toyworld.palette import PAINTS, SHIFT_COLORS, paint
+from core.training.toyworld.sprites import SpriteLibrary
 from core.training.vae import aligned_crops, fit_autoencoder, load_fitted, train_decoder
 from core.training.vae_init import init_as_pyramid, whiten
 from core.weights.checkpoint import load_base, load_control
+from tests.training.test_toyworld import LIBRARY
 
 
 @pytest.fixture(scope="module")
@@ -324,6 +330,34 @@ def test_cached_hints_lie_over_their_latents(tmp_path: Path, config: ModelConfig
     batch = batches(torch.Generator().manual_seed(1))
     assert batch.hint.shape == (8, 3, 32, 32) and batch.x_0.shape == (8, 3, 4, 4)
     assert torch.allclose(batch.hint[:, 0, ::8, ::8] * 255, batch.x_0[:, 0], atol=0.2)
+
+
+class _Threads(ThreadPoolExecutor):
+    """Stands for processes, which would not see the drawn sprites."""
+
+
+def test_hints_are_of_the_very_scenes_that_were_rendered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def load(folder: Path, objects: Sequence[ObjectSpec]) -> SpriteLibrary:
+        asked.append(len(objects))
+        return SpriteLibrary(objects, {spec.name: LIBRARY.sprite(spec.name) for spec in objects})
+
+    for module in (data, hints):
+        monkeypatch.setattr(module, "ProcessPoolExecutor", _Threads)
+    monkeypatch.setattr(SpriteLibrary, "load", load)
+    monkeypatch.setitem(hints.HINT_MAKERS, "scribble", lambda scene, rng: scene.image)
+    data.render(tmp_path, tmp_path, 3, first_seed=70, size=64, things=20, workers=1)
+    hints.cache_hints(tmp_path, "scribble", tmp_path, count=3, workers=1)
+
+    assert set(asked) == {20}
+    pictures = data.Scenes.open(tmp_path).images
+    assert pictures.shape == (3, 64, 64, 3)
+    np.testing.assert_array_equal(CachedHints.open(tmp_path, "scribble").hints, pictures)
+    data.render(tmp_path / "others", tmp_path, 3, size=64, things=20, workers=1)
+    assert not np.array_equal(data.Scenes.open(tmp_path / "others").images, pictures)
 
 
 def test_a_photographed_picture_is_still_the_same_picture() -> None:
