@@ -162,7 +162,7 @@ SPEED = (
         1,
         MAX_INTERVAL,
         SPEED_OPTIONS["control_interval"],
-        info="The ControlNet computes every so many steps. 1 is exact.",
+        info="The ControlNet computes every so many steps: 2 saves an eighth of the time. 1 is exact.",
     ),
     Slider(
         "cache_interval",
@@ -170,7 +170,7 @@ SPEED = (
         1,
         MAX_INTERVAL,
         SPEED_OPTIONS["cache_interval"],
-        info="The deep layers of UNet and ControlNet compute every so many steps. 1 is exact.",
+        info="Deep layers compute every so many steps: 2 halves the time, details change. 1 is exact.",
     ),
     Slider(
         "token_merging_ratio",
@@ -179,7 +179,7 @@ SPEED = (
         MAX_MERGING,
         SPEED_OPTIONS["token_merging_ratio"],
         0.05,
-        "The share of the pixels that attention takes for one with others like them. 0 is exact.",
+        "From 512 px on: 0.5 saves a seventh of the time, details change. 0 is exact.",
     ),
 )
 
