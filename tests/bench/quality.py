@@ -156,7 +156,11 @@ def run(args: argparse.Namespace) -> None:
     pipe = load_pipeline("demo")
     cases, like = sampler_cases(args.samplers, args.steps), f"the same sampler's at {LONG} steps"
     if args.options:
-        cases, like = option_cases(), "the exact one"
+        one = len(args.samplers) == len(args.steps) == 1
+        sampler, steps = (args.samplers[0], args.steps[0]) if one else USUAL
+        base = {"sampler": sampler, "steps": steps}
+        cases = [replace(case, request={**base, **case.request}) for case in option_cases()]
+        like = f"the exact one, {sampler_name(sampler, steps)}"
     found = measure(pipe, held_out(args.scenes, pipe.resolution), cases, CLOCKS[args.clock])
     made = rows(cases, found)
     facts = {
@@ -179,7 +183,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--samplers", nargs="+", choices=tuple(SAMPLERS), default=tuple(SAMPLERS), help="Which samplers.")
     add("--steps", type=int, nargs="+", default=STEPS, help="With how many steps.")
-    add("--options", action="store_true", help="The options for speed in 20 DDIM steps, in place of these.")
+    add("--options", action="store_true", help="The options for speed, at one sampler and number of steps.")
     add("--scenes", type=int, default=16, help="How many held-out scenes.")
     add("--threads", type=int, help="Threads; by default as many as torch chooses.")
     add("--clock", choices=tuple(CLOCKS), default="cpu", help="Wall or processor time.")
