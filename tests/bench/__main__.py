@@ -1,13 +1,14 @@
-"""Command line of the measurements: ``python -m tests.bench step|variants|memory|...``, see --help."""
+"""Command line of the measurements: ``python -m tests.bench compare|step|memory|...``, see --help."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 from core.config import CONTROL_VARIANTS
-from tests.bench import detectors, grid, memory, options, quality, serve, step, variants, vram
+from tests.bench import compare, detectors, grid, memory, options, quality, serve, step, variants, vram
 
 PHOTO = Path(__file__).resolve().parents[2] / "test_imgs" / "photo_cat.jpg"
 
@@ -16,6 +17,28 @@ def parser() -> argparse.ArgumentParser:
     """Return the command line."""
     p = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure speed and memory.")
     commands = p.add_subparsers(required=True)
+
+    c = commands.add_parser("compare", help="Ours beside diffusers, in one run; what no command means too.")
+    c.add_argument("--model", default="sd15", choices=("demo", "sd15"), help="Sizes of the networks.")
+    c.add_argument("--pixels", type=int, nargs="+", default=[256, 512], help="Sides of the pictures.")
+    c.add_argument("--batch", type=int, nargs="+", default=[1, 4], help="Pictures at once.")
+    c.add_argument(
+        "--dtype",
+        nargs="+",
+        default=["auto", "float32"],
+        help="Ours, and diffusers' best; auto as launch.py.",
+    )
+    c.add_argument("--device", default="auto", help="Where: auto, cpu, cuda.")
+    c.add_argument(
+        "--steps", type=int, default=4, help="Sampling steps of a picture; the first is not timed."
+    )
+    c.add_argument("--rounds", type=int, default=3, help="How often each peer draws, in turn.")
+    c.add_argument("--threads", type=int, help="Threads; by default as many as torch chooses.")
+    c.add_argument("--compile", action="store_true", help="diffusers compiled, too.")
+    c.add_argument("--no-alone", action="store_true", help="No loading times, first pictures and memory.")
+    c.add_argument("--profile", action="store_true", help="Instead: where the time goes, of the first case.")
+    c.add_argument("--output", type=Path, help="Write the table here, as .md and .json.")
+    c.set_defaults(run=compare.run)
 
     s = commands.add_parser("step", help="Seconds a step of SD 1.5 with one ControlNet, random weights.")
     s.add_argument("--pixels", type=int, nargs="+", default=[256, 512], help="Sides of the picture.")
@@ -104,5 +127,5 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    arguments = parser().parse_args()
+    arguments = parser().parse_args(sys.argv[1:] or ["compare"])
     arguments.run(arguments)

@@ -109,10 +109,18 @@ def count_flops(case: Case) -> int:
     return int(counter.get_total_flops())
 
 
-def matrix_peak(dtype: torch.dtype, clock: Clock, side: int = 4096) -> float:
+def matrix_peak(dtype: torch.dtype, clock: Clock, side: int = 4096, device: str = "cpu") -> float:
     """Return the floating point operations a second of the best of five large matrix products."""
-    a = torch.rand(side, side).to(dtype)
-    return 2 * side**3 / min(seconds(lambda: a @ a, clock) for _ in range(5))
+    a = torch.rand(side, side, device=device).to(dtype)
+
+    def product() -> Tensor:
+        made = a @ a
+        if made.is_cuda:
+            torch.cuda.synchronize(made.device)
+        return made
+
+    product()
+    return 2 * side**3 / min(seconds(product, clock) for _ in range(5))
 
 
 def seconds(step: Step, clock: Clock) -> float:
