@@ -8,7 +8,20 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from core.config import CONTROL_VARIANTS
-from tests.bench import compare, detectors, grid, memory, options, quality, serve, step, variants, vram
+from tests.bench import (
+    compare,
+    detectors,
+    grid,
+    load,
+    memory,
+    options,
+    quality,
+    serve,
+    step,
+    variants,
+    visitors,
+    vram,
+)
 
 PHOTO = Path(__file__).resolve().parents[2] / "test_imgs" / "photo_cat.jpg"
 
@@ -35,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--rounds", type=int, default=3, help="How often each peer draws, in turn.")
     c.add_argument("--threads", type=int, help="Threads; by default as many as torch chooses.")
     c.add_argument("--compile", action="store_true", help="diffusers compiled, too.")
+    c.add_argument("--low-vram", action="store_true", help="Ours with --low-vram, too.")
     c.add_argument("--no-alone", action="store_true", help="No loading times, first pictures and memory.")
     c.add_argument("--profile", action="store_true", help="Instead: where the time goes, of the first case.")
     c.add_argument("--output", type=Path, help="Write the table here, as .md and .json.")
@@ -92,6 +106,13 @@ def parser() -> argparse.ArgumentParser:
     picture.add_argument("--image", type=Path, default=PHOTO, help="The picture to start from.")
     picture.set_defaults(run=serve.run_picture)
 
+    o = commands.add_parser("load", help="Seconds to load a model beside those to read its files once.")
+    o.add_argument("--model", default="sd15", choices=("demo", "sd15", "sd21"), help="Sizes of the networks.")
+    o.add_argument("--dtype", nargs="+", default=["auto", "float16"], help="Number formats.")
+    o.add_argument("--rounds", type=int, default=3, help="How often; the least counts.")
+    o.add_argument("--threads", type=int, help="Threads; by default as many as torch chooses.")
+    o.set_defaults(run=load.run)
+
     g = commands.add_parser("grid", help="A picture of what every app makes of held-out toy scenes.")
     g.add_argument("output", type=Path, help="The file to write.")
     g.add_argument("--apps", nargs="+", default=grid.APPS, help="Which; by default the nine of 1.0.")
@@ -99,6 +120,12 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--count", type=int, default=16, help="How many scenes.")
     g.add_argument("--steps", type=int, default=20, help="Sampling steps.")
     g.set_defaults(run=grid.run)
+
+    q = commands.add_parser("visitors", help="Pictures a minute with several visitors at once.")
+    q.add_argument("--visitors", type=int, default=4, help="How many.")
+    q.add_argument("--max-batch", type=int, nargs="+", default=[1, 4], help="Limits of a batch to compare.")
+    q.add_argument("--image", type=Path, default=PHOTO, help="The picture to start from.")
+    q.set_defaults(run=visitors.run)
 
     d = commands.add_parser("detectors", help="Milliseconds a picture of every detector.")
     d.add_argument("--only", nargs="+", help="Names of detectors; by default all.")
@@ -110,7 +137,7 @@ def parser() -> argparse.ArgumentParser:
     d.add_argument("--clock", choices=tuple(step.CLOCKS), default="wall", help="Wall or processor time.")
     d.set_defaults(run=detectors.run)
 
-    for command in (m, page, picture):
+    for command in (m, page, picture, q):
         command.add_argument("--model", default="demo", choices=("demo", "sd15", "sd21"), help="Which model.")
         command.add_argument(
             "--weights",
@@ -118,10 +145,10 @@ def parser() -> argparse.ArgumentParser:
             default="bundled",
             help="bundled: those in ckpts/; random: written to a temporary folder first (SD 1.5: 2.8 GB).",
         )
-    for command in (m, picture):
+    for command in (m, picture, q):
         command.add_argument("--pixels", type=int, default=256, help="Side of the picture.")
         command.add_argument("--steps", type=int, default=20, help="Sampling steps.")
-    for command in (page, picture):
+    for command in (page, picture, q):
         command.add_argument("--rounds", type=int, default=3, help="How often; of pictures, the later ones.")
     return p
 

@@ -119,7 +119,7 @@ def markdown(found: Sequence[Row]) -> str:
         own = [f"{a.load_seconds:.1f} s", f"{a.first_seconds:.1f} s"] if a else ["", ""]
         ratio = "differ: no ratio" if row.ratio is None else f"{row.ratio:.2f}"
         cells = [
-            row.peer if row.peer != "ours" else f"ours, {row.dtype}",
+            row.peer,
             str(row.pixels),
             str(row.batch),
             *own,
@@ -193,8 +193,7 @@ class Setting:
         """Return the peers, nothing loaded."""
         if self.threads:
             torch.set_num_threads(self.threads)
-        compiled = "compiled" in self.names
-        ways = peers(self.files, torch.device(self.device), self.dtype, compiled=compiled)
+        ways = peers(self.files, torch.device(self.device), self.dtype)
         return {name: ways[name]() for name in self.names}
 
 
@@ -243,11 +242,11 @@ def interleave(
 def run(args: argparse.Namespace) -> None:
     """Compare, and print and write the table."""
     device = resolve_device(args.device)
-    names = ["ours"]
+    names = ["ours", *["eager"] * (device.type == "cuda"), *["low_vram"] * args.low_vram]
     if args.model != "sd15":
         print("diffusers has no such model: only ours is measured.")
     elif find_spec("diffusers") and find_spec("transformers"):
-        names += ["default", "best", *["compiled"] * args.compile]
+        names += ["default", *["half"] * (device.type == "cuda"), "best", *["compiled"] * args.compile]
     else:
         print("diffusers and transformers are not installed: only ours is measured.")
     jobs = [Job(pixels, batch, args.steps) for pixels in args.pixels for batch in args.batch]

@@ -102,19 +102,23 @@ class Clock:
 class Ours:
     """This project, as launch.py sets it up, but for the number format where one is given."""
 
-    def __init__(self, files: Files, device: torch.device, dtype: str = "auto") -> None:
-        """Draw on ``device``; ``dtype`` is one of ``load_pipeline``'s."""
+    def __init__(
+        self, files: Files, device: torch.device, dtype: str = "auto", how: str = "", **options: Any
+    ) -> None:
+        """Draw on ``device``; ``dtype`` and ``options`` go to ``load_pipeline``; ``how`` names them."""
         from core.runtime.device import resolve_dtype
 
-        self.name = "ours"
         self.dtype = resolve_dtype(dtype, device)
-        self._files, self._device, self._dtype = files, device, dtype
+        self.name = ", ".join(filter(None, ("ours", str(self.dtype).removeprefix("torch."), how)))
+        self._files, self._device, self._dtype, self._options = files, device, dtype, options
 
     def load(self) -> None:
         """Load base and ControlNet."""
         from core.loading import load_pipeline
 
-        self._pipe = load_pipeline(self._files.ours, device=str(self._device), dtype=self._dtype)
+        self._pipe = load_pipeline(
+            self._files.ours, device=str(self._device), dtype=self._dtype, **self._options
+        )
         self._latents: list[Tensor] = []
         decode = self._pipe.networks.vae.decode
 
@@ -247,16 +251,15 @@ def half(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cpu" else torch.float16
 
 
-def peers(
-    files: Files, device: torch.device, dtype: str, *, compiled: bool = False
-) -> dict[str, Callable[[], Peer]]:
+def peers(files: Files, device: torch.device, dtype: str) -> dict[str, Callable[[], Peer]]:
     """Return ways to make each peer by a short name; ``dtype`` is that of ours and of diffusers' best."""
     number = Ours(files, device, dtype).dtype
-    made: dict[str, Callable[[], Peer]] = {
+    return {
         "ours": lambda: Ours(files, device, dtype),
+        "eager": lambda: Ours(files, device, dtype, "without graphs", graphs=False),
+        "low_vram": lambda: Ours(files, device, dtype, "low VRAM", low_vram=True),
         "default": lambda: Diffusers(files, device),
+        "half": lambda: Diffusers(files, device, number),
         "best": lambda: Diffusers(files, device, number, channels_last=True),
+        "compiled": lambda: Diffusers(files, device, number, channels_last=True, compiled=True),
     }
-    if compiled:
-        made["compiled"] = lambda: Diffusers(files, device, number, channels_last=True, compiled=True)
-    return made

@@ -23,11 +23,14 @@ POLL_SECONDS = 0.05
 
 
 @contextlib.contextmanager
-def launched(model: str) -> Iterator[tuple[str, float]]:
-    """Start ``launch.py --app canny``; yield the page's address and the seconds until it answered."""
+def launched(model: str, *more: str) -> Iterator[tuple[str, float]]:
+    """Start ``launch.py --app canny``; yield the page's address and the seconds until it answered.
+
+    ``more`` are further words of the command line.
+    """
     port = free_port()
     url = f"http://127.0.0.1:{port}/"
-    command = [sys.executable, "launch.py", "--app", "canny", "--model", model, "--port", str(port)]
+    command = [sys.executable, "launch.py", "--app", "canny", "--model", model, "--port", str(port), *more]
     with tempfile.TemporaryDirectory() as folder:
         env = os.environ | {"GRADIO_TEMP_DIR": folder}
         began = time.perf_counter()

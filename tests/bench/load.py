@@ -1,0 +1,53 @@
+"""How long loading takes beside reading the same files once, and what memory it takes beyond the weights."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from core.loading import load_pipeline
+from tests.bench.compare import in_own_process, random_files
+from tests.bench.memory import resident
+from tests.bench.random_model import CONTROL
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print a Markdown table: reading, loading, their ratio and the memory, for each number format."""
+    print("| | reading the files once | loading | ratio | resident after it | peak above that |")
+    print("|---|---|---|---|---|---|")
+    with random_files(args.model, with_diffusers=False) as files:
+        for dtype in args.dtype:
+            found = [in_own_process(measure, files.ours, dtype, args.threads) for _ in range(args.rounds)]
+            reading, loading = (min(values) for values in list(zip(*found, strict=True))[:2])
+            _, _, after, above = min(found, key=lambda one: one[1])
+            cells = (f"{reading:.2f} s", f"{loading:.2f} s", f"{loading / reading:.1f}")
+            print(f"| {dtype} | {' | '.join(cells)} | {after:.2f} GB | {above:.2f} GB |", flush=True)
+
+
+def measure(model: Path, dtype: str, threads: int | None) -> tuple[float, float, float, float]:
+    """Read all files once, then load them; return both times, the memory after it and the peak above that.
+
+    The files are in the system's cache. To be called in a process of its own.
+    """
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    files = sorted(model.parent.glob("*.safetensors"))
+    reading = min(_read(files) for _ in range(3))
+    began = time.perf_counter()
+    pipe = load_pipeline(model, device="cpu", dtype=dtype)
+    with torch.inference_mode():
+        pipe._cache.get([CONTROL])
+    loading = time.perf_counter() - began
+    after = resident("VmRSS")
+    return reading, loading, after, resident("VmHWM") - after
+
+
+def _read(files: list[Path]) -> float:
+    """Read files into main memory, one after the other; return the seconds."""
+    began = time.perf_counter()
+    for path in files:
+        path.read_bytes()
+    return time.perf_counter() - began
