@@ -180,4 +180,4 @@ def test_a_profile_tells_where_the_time_went(
 
     setting = compare.Setting(demo, "cpu", "float32", None, ("ours",), 1)
     lines = profile_job(setting, Job(64, 1, 2)).splitlines()
-    assert lines[0].startswith("| ours, 64 px") and any("| convolutions |" in line for line in lines)
+    assert lines[0].startswith("| ours, float32, 64 px") and any("| convolutions |" in line for line in lines)
