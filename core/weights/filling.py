@@ -26,7 +26,8 @@ def fill(
     """Give a network on the meta device its weights, tensor by tensor, in the order of the file.
 
     With ``pack`` those that can be packed are, while the next is read; two of these, at two places in memory
-    that all use in turn, are what is held beside the network.
+    that all use in turn, are what is held beside the network. The other convolutions' weights are brought
+    into the layout in which they compute, channels last, meanwhile.
     """
     wanted = module.state_dict()
     waiting = pack_weights(module.to(dtype)) if pack else {}
@@ -53,7 +54,8 @@ def fill(
         if name in waiting:
             waiting[name].pack(value)
         else:
-            state[name] = value
+            last = pack and value.ndim == 4
+            state[name] = value.contiguous(memory_format=torch.channels_last) if last else value
     module.load_state_dict(state, strict=True, assign=True)
     module.eval().requires_grad_(False)
 

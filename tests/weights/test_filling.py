@@ -124,3 +124,14 @@ def test_an_error_while_reading_ahead_is_raised(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(FileNotFoundError):
         fill(net, part, CPU, BFLOAT)
+
+
+def test_convolutions_that_stay_plain_are_channels_last_at_once(tmp_path: Path) -> None:
+    config = tiny_config("sd15")
+    path = write(tmp_path / "base.safetensors", cast(base_state(make_networks(config)), HALF))
+    plain, laid = (load_base(config, path, device=CPU, dtype=HALF, pack=pack) for pack in (False, True))
+    last = torch.channels_last
+    both = zip(plain.unet.parameters(), laid.unet.parameters(), strict=True)
+    ways = [(a, b) for a, b in both if a.ndim == 4]
+    assert ways and all(torch.equal(a, b) and b.is_contiguous(memory_format=last) for a, b in ways)
+    assert all(a.is_contiguous() for a, _ in ways)
