@@ -24,13 +24,16 @@ def has_matrix_units() -> bool:
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return softmax(q k^T / sqrt(d)) v of queries (B, heads, N, d), keys and values (B, heads, M, d)."""
     many = min(q.shape[2], k.shape[2]) >= MANY_TOKENS and q.shape[1] > 1
-    fitting = q.device.type == "cpu" and q.dtype == torch.bfloat16 and not has_matrix_units()
     plain = torch.compiler.is_compiling() or (torch.is_grad_enabled() and q.requires_grad)
-    if many and fitting and not plain:
+    if many and not plain and _is_fitting(q):
         out = attend_in_strips(q, k, v)
         if out is not None:
             return out
     return F.scaled_dot_product_attention(q, k, v)
+
+
+def _is_fitting(q: Tensor) -> bool:
+    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and not has_matrix_units()
 
 
 def attend_in_strips(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:

@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     )
     c.add_argument("--rounds", type=int, default=3, help="How often each peer draws, in turn.")
     c.add_argument("--threads", type=int, help="Threads; by default as many as torch chooses.")
-    c.add_argument("--compile", action="store_true", help="diffusers compiled, too.")
+    c.add_argument("--compile", action="store_true", help="Ours and diffusers compiled, too.")
     c.add_argument("--low-vram", action="store_true", help="Ours with --low-vram, too.")
     c.add_argument("--no-alone", action="store_true", help="No loading times, first pictures and memory.")
     c.add_argument("--profile", action="store_true", help="Instead: where the time goes, of the first case.")

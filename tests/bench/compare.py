@@ -243,6 +243,7 @@ def run(args: argparse.Namespace) -> None:
     """Compare, and print and write the table."""
     device = resolve_device(args.device)
     names = ["ours", *["eager"] * (device.type == "cuda"), *["low_vram"] * args.low_vram]
+    names += ["ours_compiled"] * args.compile
     if args.model != "sd15":
         print("diffusers has no such model: only ours is measured.")
     elif find_spec("diffusers") and find_spec("transformers"):
@@ -251,7 +252,7 @@ def run(args: argparse.Namespace) -> None:
         print("diffusers and transformers are not installed: only ours is measured.")
     jobs = [Job(pixels, batch, args.steps) for pixels in args.pixels for batch in args.batch]
     found: list[Row] = []
-    with random_files(args.model, with_diffusers=len(names) > 1) as files:
+    with random_files(args.model, with_diffusers="best" in names) as files:
         for dtype in args.dtype:
             setting = Setting(files, str(device), dtype, args.threads, tuple(names), args.rounds)
             if args.profile:
