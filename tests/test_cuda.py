@@ -144,7 +144,7 @@ def latents(pipe: ControlNetPipeline, request: Request) -> Tensor:
         kept.append(values.float().cpu())
         return decode(values)
 
-    pipe._draw._coder.decode = listen  # type: ignore[method-assign]
+    pipe._draw._coder.decode = listen  # type: ignore[method-assign, assignment]
     pipe(request)
     return kept[0]
 

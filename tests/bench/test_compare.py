@@ -121,12 +121,13 @@ def test_ours_is_compared_with_diffusers_default_and_its_best() -> None:
         "ours, bfloat16",
         "ours, bfloat16, without graphs",
         "ours, bfloat16, low VRAM",
+        "ours, bfloat16, compiled",
         "diffusers, float32",
         "diffusers, bfloat16",
         "diffusers, bfloat16, channels_last",
         "diffusers, bfloat16, channels_last, compiled",
     ]
-    assert [peer.dtype == torch.float32 for peer in made.values()] == [False] * 3 + [True] + [False] * 3
+    assert [peer.dtype == torch.float32 for peer in made.values()] == [False] * 4 + [True] + [False] * 3
 
 
 @pytest.fixture(scope="module")
