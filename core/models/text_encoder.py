@@ -77,7 +77,7 @@ class TextEncoder(nn.Module):
         cut = [encode(prompt)[:most] for prompt in prompts]
         return torch.tensor([frame(config, ids, START_TOKEN, END_TOKEN, config.pad_token) for ids in cut])
 
-    def _rows(self, tokens: Tensor) -> Tensor:
+    def rows(self, tokens: Tensor) -> Tensor:
         """Map token ids to rows of the embedding; a token that was not kept maps to the last row."""
         if not self.config.kept_tokens:
             return tokens
@@ -86,7 +86,7 @@ class TextEncoder(nn.Module):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the vectors (B, context_length, width) of ``tokens`` (B, context_length) int64."""
-        return self.token_embedding(self._rows(tokens))
+        return self.token_embedding(self.rows(tokens))
 
     def read(self, vectors: Tensor) -> Tensor:
         """Return the context (B, context_length, width) of words given as what ``embed`` returns."""

@@ -36,6 +36,7 @@ def _training(parser: argparse.ArgumentParser, *, steps: int, rate: float, batch
     parser.add_argument("--warmup", type=int, default=100, help="first steps, over which the rate rises")
     parser.add_argument("--decay", type=int, default=0, help="last steps over which the rate falls to zero")
     parser.add_argument("--batch", type=int, default=batch, help=f"samples a step (default {batch})")
+    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw", help="default adamw")
     _device(parser)
 
 
@@ -64,7 +65,11 @@ def parser() -> argparse.ArgumentParser:
     _device(sub)
     sub = _stage(commands, "decoder", "train the decoder on the latents")
     _training(sub, steps=3000, rate=2e-4, batch=8)
-    _training(_stage(commands, "base", "train UNet and text encoder"), steps=6000, rate=6e-4, batch=16)
+    _stage(commands, "words", "give the things' words a code of what they look like")
+    sub = _stage(commands, "base", "train the UNet on latents and captions")
+    _training(sub, steps=6000, rate=6e-4, batch=16)
+    sub.add_argument("--crop", type=int, help="train on squares of so many pixels (default the whole)")
+    sub.add_argument("--late", action="store_true", help="more of the noisy time steps, where words decide")
     sub = _stage(commands, "control", "train a ControlNet on the locked base and export it")
     _training(sub, steps=2000, rate=5e-4, batch=16)
     sub.add_argument("--control", default="canny", help="which control (default canny)")
@@ -209,6 +214,7 @@ def _loop(args: argparse.Namespace, output: Path) -> LoopConfig:
         learning_rate=args.rate,
         warmup=args.warmup,
         decay=args.decay,
+        muon=args.optimizer == "muon",
     )
 
 
@@ -225,6 +231,12 @@ def run_stage(args: argparse.Namespace, config: ModelConfig) -> None:
         return demo.make_latents(config, args.data, vae_run, args.count, resolve_device(args.device))
     if args.command == "encoder":
         return fit_autoencoder(config, args.data, vae_run)
+    if args.command == "words":
+        from core.training.toyworld.sprites import SpriteLibrary
+        from core.training.words import fit_words
+
+        print(f"{fit_words(config, SpriteLibrary.load(), vae_run, base_run)} words")
+        return None
     if args.command == "unpack":
         return unpack(config, args.base, vae_run, base_run)
     if args.command == "export":
@@ -235,7 +247,9 @@ def run_stage(args: argparse.Namespace, config: ModelConfig) -> None:
         return train_decoder(config, args.data, loop, batch_size=args.batch, device=device)
     if args.command == "base":
         loop = _loop(args, base_run)
-        return train_base(config, args.data, loop, batch_size=args.batch, device=device)
+        return train_base(
+            config, args.data, loop, batch_size=args.batch, crop=args.crop, late=args.late, device=device
+        )
     name = args.control if args.variant == "full" else f"{args.control}-{args.variant}"
     output = args.ckpts / f"{name}.safetensors"
     demo.train_demo_control(

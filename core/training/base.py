@@ -95,9 +95,19 @@ def load_text(model: Denoiser, run: Path) -> None:
 
 
 def train_base(
-    config: ModelConfig, data: Path, loop: LoopConfig, *, batch_size: int = 32, device: torch.device = CPU
+    config: ModelConfig,
+    data: Path,
+    loop: LoopConfig,
+    *,
+    batch_size: int = 32,
+    crop: int | None = None,
+    late: bool = False,
+    device: torch.device = CPU,
 ) -> None:
-    """Train the UNet on the latents in ``data``; resumes from ``loop.output``."""
+    """Train the UNet on the latents in ``data``, or on squares of ``crop`` pixels of them.
+
+    ``late`` is as for ``draw``. It resumes from ``loop.output``.
+    """
     torch.manual_seed(loop.seed)
     model = Denoiser(config)
     dataset = LatentScenes.open(data, device)
@@ -107,11 +117,13 @@ def train_base(
     for_training(model, device)
     # Every time step counts alike: the noisiest, where only the words tell what there will be, too.
     criterion = DiffusionLoss(config.schedule)
+    cells = None if crop is None else crop // 8
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
-        which, x_0 = dataset.draw(batch_size, generator)
+        which, x_0 = dataset.draw(batch_size, generator, cells)
         captions = varied_captions([dataset.scenes.captions[i] for i in which], generator)
-        noise, t = (v.to(device) for v in draw(tuple(x_0.shape), config.schedule.timesteps, generator))
+        shape = tuple(x_0.shape)
+        noise, t = (v.to(device) for v in draw(shape, config.schedule.timesteps, generator, late=late))
         x_t = criterion.noised(x_0, noise, t)
         with autocast(device.type), training_attention(device.type):
             prediction = model.unet(x_t, t, model.text.encode(captions))

@@ -18,10 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from core.models.vae import AutoencoderKL
-from core.runtime.device import autocast
 from core.training.toyworld.objects import all_objects
 from core.training.toyworld.scene import make_scene
 from core.training.toyworld.sprites import SpriteLibrary
+from core.training.vae_init import without_idle_branches
 
 log = logging.getLogger(__name__)
 
@@ -111,16 +111,16 @@ def to_tensor(images: NDArray[np.uint8]) -> Tensor:
 def cache_latents(vae: AutoencoderKL, data: Path, *, count: int | None = None, batch_size: int = 16) -> None:
     """Write latents.npy (N, C, h, w) float16, scaled modes, of the first ``count`` scenes.
 
-    It computes where ``vae`` is.
+    It computes where ``vae`` is, whose encoder loses the branches that add nothing.
     """
     device = next(vae.parameters()).device
+    vae.encoder = without_idle_branches(vae.encoder).to(memory_format=torch.channels_last)
     images = Scenes.open(data).images[:count]
     side = images.shape[1] // vae.factor
     latents = np.empty((len(images), vae.config.embed_dim, side, side), np.float16)
     for start in tqdm(range(0, len(images), batch_size), desc="latents", mininterval=10):
-        batch = to_tensor(images[start : start + batch_size]).to(device)
-        with autocast(device.type):
-            latents[start : start + len(batch)] = vae.encode(batch).half().cpu().numpy()
+        batch = to_tensor(images[start : start + batch_size]).to(device, memory_format=torch.channels_last)
+        latents[start : start + len(batch)] = vae.encode(batch).half().cpu().numpy()
     partial_path = data / "latents.partial.npy"
     np.save(partial_path, latents)
     os.replace(partial_path, data / "latents.npy")
@@ -146,7 +146,20 @@ class LatentScenes:
             )
         return cls(torch.from_numpy(np.load(data / "latents.npy")).to(device or "cpu"), Scenes.open(data))
 
-    def draw(self, size: int, generator: torch.Generator) -> tuple[NDArray[np.int64], Tensor]:
-        """Draw indices (size,) and their latents (size, C, h, w) float32."""
+    def draw(
+        self, size: int, generator: torch.Generator, cells: int | None = None
+    ) -> tuple[NDArray[np.int64], Tensor]:
+        """Draw indices (size,) and their latents (size, C, h, w) float32.
+
+        With ``cells`` a square of so many cells of each, wherever chance puts it.
+        """
         which = torch.randint(len(self.latents), (size,), generator=generator)
-        return which.numpy(), self.latents[which.to(self.latents.device)].float()
+        side = self.latents.shape[-1]
+        if cells is None or cells >= side:
+            return which.numpy(), self.latents[which.to(self.latents.device)].float()
+        corners = torch.randint(side - cells + 1, (size, 2), generator=generator).tolist()
+        squares = [
+            self.latents[i, :, y : y + cells, x : x + cells]
+            for i, (y, x) in zip(which.tolist(), corners, strict=True)
+        ]
+        return which.numpy(), torch.stack(squares).float()

@@ -39,9 +39,17 @@ class DiffusionLoss:
         return F.mse_loss(prediction.float(), self.target(x_0, noise, t))
 
 
-def draw(shape: tuple[int, ...], timesteps: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw noise of ``shape`` and a time step for each sample, spread evenly over the schedule."""
+def draw(
+    shape: tuple[int, ...], timesteps: int, generator: torch.Generator, *, late: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Draw noise of ``shape`` and a time step for each sample, spread evenly over the schedule.
+
+    With ``late`` the noisy end comes more often, where words decide what there will be: half of the time
+    steps are in the last quarter.
+    """
     noise = torch.randn(shape, generator=generator)
     batch = shape[0]
     spread = (torch.randperm(batch, generator=generator) + torch.rand(batch, generator=generator)) / batch
+    if late:
+        spread = 1.0 - spread.square()
     return noise, (spread * timesteps).long().clamp_(max=timesteps - 1)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from core.errors import SuiteError
 from core.training.checkpoints import Checkpoints
+from core.training.muon import Muon
 from core.training.processes import Processes, without_averaging
 from core.training.progress import Progress
 from core.training.stopping import StopSign
@@ -53,6 +54,7 @@ class LoopConfig:
     keep: int = 0
     offload: bool = False
     loss_scale: float = 1.0  # above 1 where gradients are computed in float16, which loses small ones
+    muon: bool = False  # Muon for matrices and convolutions instead of AdamW
     epsilon: float = 1e-12  # gradients of the demo's text encoder are of the order of the usual 1e-8
 
     def rate(self, step: int) -> float:
@@ -96,13 +98,7 @@ class Trainer:
         # What is optimised: the parameters, or copies of them in main memory.
         self.weights: dict[str, Tensor] = {name: self._optimised(p) for name, p in self.params.items()}
         self.ema = {n: p.detach().clone() for n, p in self.weights.items()} if config.ema_decay else {}
-        self.optimizer = torch.optim.AdamW(
-            self._groups(factor_of),
-            lr=config.learning_rate,
-            eps=config.epsilon,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        self.optimizer = self._optimizer(self._groups(factor_of))
         self.step, self.loss_scale = 0, config.loss_scale
         self.stopped = False  # by Ctrl-C or SIGTERM
         self._saved_step = -1
@@ -116,6 +112,12 @@ class Trainer:
         for name, p in self.weights.items():
             groups.setdefault(factor_of(name), []).append(p)
         return [{"params": group, "factor": factor} for factor, group in groups.items()]
+
+    def _optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        lr, eps, decay = self.config.learning_rate, self.config.epsilon, self.config.weight_decay
+        if self.config.muon:
+            return Muon(groups, lr=lr, eps=eps, weight_decay=decay)
+        return torch.optim.AdamW(groups, lr=lr, eps=eps, weight_decay=decay, fused=True)
 
     def _optimised(self, p: nn.Parameter) -> Tensor:
         return p.detach().to("cpu", torch.float32, copy=True) if self.config.offload else p

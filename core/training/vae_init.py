@@ -9,6 +9,8 @@ keeps the last GroupNorm from dividing each picture by its own contrast.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from core.models.vae import (
     Decoder,
     Downsample,
     Encoder,
+    Level,
     ResnetBlock,
     Upsample,
 )
@@ -42,6 +45,32 @@ def init_as_pyramid(vae: AutoencoderKL, images: Tensor) -> None:
         weight, _ = _zeroed(conv)
         weight[:, :, 0, 0] = torch.eye(len(weight))
     _init_decoder(vae, images)
+
+
+def without_idle_branches(encoder: Encoder) -> Encoder:
+    """Return ``encoder``'s layers without the residual branches that add nothing: the same output, sooner."""
+    lean = copy.copy(encoder)
+    lean._modules = dict(encoder._modules)
+    levels = [level for level in encoder.down if isinstance(level, Level)]
+    lean.down = nn.ModuleList(
+        Level([_lean(block) for block in level.block.children()], downsample=level.downsample)
+        for level in levels
+    )
+    lean.mid = copy.copy(encoder.mid)
+    lean.mid._modules = {name: _lean(block) for name, block in encoder.mid.named_children()}
+    return lean
+
+
+def _lean(block: nn.Module) -> nn.Module:
+    if isinstance(block, ResnetBlock) and not _adds(block.conv2):
+        return block.nin_shortcut
+    if isinstance(block, AttnBlock) and not _adds(block.proj_out):
+        return nn.Identity()
+    return block
+
+
+def _adds(conv: nn.Conv2d) -> bool:
+    return bool(conv.weight.any()) or (conv.bias is not None and bool(conv.bias.any()))
 
 
 def _tensors(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:

@@ -135,6 +135,22 @@ def test_time_steps_of_a_batch_are_spread_over_the_schedule() -> None:
     assert sorted((t // 100).tolist()) == list(range(10))
 
 
+def test_late_time_steps_are_half_in_the_last_quarter_and_all_there() -> None:
+    _, t = draw((1000, 1, 1, 1), 1000, torch.Generator().manual_seed(3), late=True)
+    assert 0.48 < float((t >= 750).float().mean()) < 0.52
+    assert int(t.min()) < 20 and int(t.max()) == 999
+
+
+def test_squares_of_latents_are_cut_where_chance_says() -> None:
+    grid = torch.arange(64.0).view(1, 1, 8, 8).expand(3, 2, 8, 8)
+    dataset = LatentScenes(grid.half(), Scenes(np.zeros((3, 64, 64, 3), np.uint8), ("a", "b", "c")))
+    which, squares = dataset.draw(20, torch.Generator().manual_seed(0), 4)
+    assert which.shape == (20,) and squares.shape == (20, 2, 4, 4)
+    assert all(torch.equal(s - s[0, 0, 0], grid[0, :, :4, :4]) for s in squares)
+    assert len({float(s[0, 0, 0]) for s in squares}) > 5
+    assert dataset.draw(2, torch.Generator(), 8)[1].shape == (2, 2, 8, 8)
+
+
 def _fill_output(unet: UNet) -> None:
     """Undo the zero start of the last convolution, which would hide every difference."""
     last = unet.out[2]
