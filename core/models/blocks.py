@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from core.models.attention import attend
+from core.models.fused import geglu, suits_gates
 from core.models.norms import GroupNorm
 from core.models.tokens import Merge, match_tokens
 
@@ -35,6 +36,14 @@ def zero_module(module: nn.Module) -> nn.Module:
     for p in module.parameters():
         nn.init.zeros_(p)
     return module
+
+
+def convolved(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """Put ``x`` through GroupNorm and SiLU, the first two of ``layers``, and the convolution, their last."""
+    norm = layers[0]
+    assert isinstance(norm, GroupNorm)
+    made: Tensor = layers[-1](norm.silu(x))
+    return made
 
 
 class ResBlock(nn.Module):
@@ -58,8 +67,8 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Map ``x`` (B, C, h, w) with the time embedding ``emb`` (B, E)."""
-        h = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
-        return self.skip_connection(x) + self.out_layers(h)
+        h = convolved(self.in_layers, x) + self.emb_layers(emb)[:, :, None, None]
+        return self.skip_connection(x) + convolved(self.out_layers, h)
 
 
 class GEGLU(nn.Module):
@@ -72,7 +81,10 @@ class GEGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` (..., dim_in)."""
-        value, gate = self.proj(x).chunk(2, dim=-1)
+        both = self.proj(x)
+        if suits_gates(both):
+            return geglu(both)
+        value, gate = both.chunk(2, dim=-1)
         return value * F.gelu(gate)
 
 

@@ -17,6 +17,7 @@ from core.models.blocks import (
     SpatialTransformer,
     TimestepSequential,
     Upsample,
+    convolved,
     timestep_embedding,
     zero_module,
 )
@@ -196,7 +197,7 @@ class UNet(UNetEncoder):
         skips = self.encode(x, emb, kvs, merged=merged, blocks=SHALLOW)
         if residuals is not None:
             skips = _add(skips, residuals)
-        return self.out(self._ascend(self.output_blocks[-SHALLOW:], deep, skips, emb, kvs, merged))
+        return convolved(self.out, self._ascend(self.output_blocks[-SHALLOW:], deep, skips, emb, kvs, merged))
 
     def decode(
         self,
@@ -222,7 +223,8 @@ class UNet(UNetEncoder):
         """Return what ``decode`` does, and the deep features."""
         skips, h = self._controlled(encoded, residuals)
         deep = self._ascend(self.output_blocks[:-SHALLOW], h, skips, emb, kvs, merged)
-        return self.out(self._ascend(self.output_blocks[-SHALLOW:], deep, skips, emb, kvs, merged)), deep
+        h = self._ascend(self.output_blocks[-SHALLOW:], deep, skips, emb, kvs, merged)
+        return convolved(self.out, h), deep
 
     def _controlled(
         self, encoded: Sequence[Tensor], residuals: Residuals | None
