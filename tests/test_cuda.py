@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from core.models import fused
+from core.models.norms import GroupNorm
 from core.pipeline import ControlNetPipeline
 from core.request import ControlUnit, Request, Result
 from core.runtime.lanes import Lanes
@@ -191,3 +194,18 @@ def test_a_cancelled_request_leaves_the_next_one_as_it_would_have_been() -> None
     updates.close()  # type: ignore[attr-defined]
     result = pipe(tiny_request())
     assert isinstance(result, Result) and same_pictures(result, pipeline(graphs=False)(tiny_request()))
+
+
+@torch.inference_mode()
+def test_the_fused_kernels_agree_with_torch() -> None:
+    assert fused.works(CUDA)
+    torch.manual_seed(0)
+    x = torch.randn(2, 320, 40, 24, device=CUDA, dtype=torch.float16)
+    x = x.contiguous(memory_format=torch.channels_last)
+    norm = GroupNorm(32, 320).to(CUDA, torch.float16)
+    assert fused.suits_norm(x)
+    right = F.silu(F.group_norm(x.float(), 32, norm.weight.float(), norm.bias.float(), norm.eps))
+    assert torch.allclose(norm.silu(x).float(), right, atol=5e-3)
+    rows = torch.randn(2, 96, 640, device=CUDA, dtype=torch.float16)
+    value, gate = rows.float().chunk(2, dim=-1)
+    assert torch.allclose(fused.geglu(rows).float(), value * F.gelu(gate), atol=1e-2)

@@ -87,6 +87,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--base", type=Path, default=CKPTS / "base.safetensors", help="the file")
     sub = _stage(commands, "export", "write the trained base to --ckpts")
     sub.add_argument("--ckpts", type=Path, default=CKPTS, help="folder of the exported files")
+    sub = _stage(commands, "carry", "let the controls in --ckpts go on under a base that was trained further")
+    sub.add_argument("--ckpts", type=Path, default=CKPTS, help="folder of the controls and their old base")
     sub = commands.add_parser("split", help="write a file in parts of at most 15 MiB, to carry it elsewhere")
     sub.add_argument("file", type=Path, help="such as a run's checkpoint.pt")
     sub.add_argument("folder", type=Path, help="where the parts go")
@@ -236,6 +238,9 @@ def run_stage(args: argparse.Namespace, config: ModelConfig) -> None:
         from core.training.words import fit_words
 
         print(f"{fit_words(config, SpriteLibrary.load(), vae_run, base_run)} words")
+        return None
+    if args.command == "carry":
+        print(", ".join(demo.carry_controls(config, args.ckpts, base_run, args.runs)))
         return None
     if args.command == "unpack":
         return unpack(config, args.base, vae_run, base_run)

@@ -17,12 +17,14 @@ from core.training.base import START, Denoiser, load_text
 from core.training.control import SceneControlBatches, train_control
 from core.training.data import cache_latents
 from core.training.export import export_base, export_control, load_average
+from core.training.hints import CONTROLS
 from core.training.loop import LoopConfig
-from core.training.start import begin_with, load_start
+from core.training.start import begin_with, carry, load_start
 from core.training.toyworld.objects import all_objects
 from core.training.toyworld.sprites import SpriteLibrary
 from core.training.vae import load_fitted
-from core.weights.formats import open_tensors
+from core.weights.checkpoint import load_base
+from core.weights.formats import open_layers, open_tensors
 from core.weights.recognise import control_title, control_variant
 
 BASE_OBJECTS = 126  # the bundled base was trained on the first rows of objects.csv; it knows no other things
@@ -95,6 +97,20 @@ def train_demo_control(
         config, base.unet, batches, loop, batch_size=batch_size, over=over is not None, device=device
     )
     export_control(config, net, output, over)
+
+
+def carry_controls(config: ModelConfig, ckpts: Path, base_run: Path, runs: Path) -> list[str]:
+    """Let the runs of all controls in ``ckpts`` begin where those are, moved to the newly trained base.
+
+    ``ckpts`` still holds the base that they were trained on. Return the controls' names.
+    """
+    old = load_base(config, ckpts / "base.safetensors", device=CPU, dtype=torch.float32).unet.state_dict()
+    new = load_denoiser(config, base_run).unet.state_dict()
+    names = [name for name in CONTROLS if (ckpts / f"{name}.safetensors").exists()]
+    for name in names:
+        file = open_layers(ckpts / f"{name}.safetensors")
+        carry(old, new, {key: file.read(key) for key in file.tensors}, runs / f"control_{name}")
+    return names
 
 
 def export_demo_base(config: ModelConfig, vae_run: Path, base_run: Path, output: Path) -> None:

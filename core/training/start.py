@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from core.config import ModelConfig
 from core.training.base import START, TEXT
@@ -30,6 +31,21 @@ def unpack(config: ModelConfig, path: Path, vae_run: Path, base_run: Path) -> No
     ):
         target.parent.mkdir(parents=True, exist_ok=True)
         save_file({key: value.contiguous() for key, value in module.state_dict().items()}, target)
+
+
+def carry(
+    old: Mapping[str, Tensor], new: Mapping[str, Tensor], control: Mapping[str, Tensor], run: Path
+) -> None:
+    """Let ``run`` begin with a ``control`` that was trained on the UNet ``old``, moved to the UNet ``new``.
+
+    What the control has a copy of moves as far as the UNet did; the rest stays.
+    """
+    moved = {
+        key: value.float() + (new[key].float() - old[key].float()) if key in old else value.float()
+        for key, value in control.items()
+    }
+    run.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.contiguous() for key, value in moved.items()}, run / START)
 
 
 def load_start(net: nn.Module, run: Path) -> None:

@@ -17,10 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from core.config import ModelConfig
+from core.models.blocks import BasicTransformerBlock
 from core.models.text_encoder import TextEncoder, tokenizer
+from core.models.unet import UNet
 from core.models.vae import AutoencoderKL
-from core.training.base import TEXT, Denoiser, load_text
+from core.training.base import START, TEXT, Denoiser, load_text
 from core.training.data import to_tensor
+from core.training.start import load_start
 from core.training.toyworld.captions import HELD_OUT_OPENERS, NUMBERS, OPENERS, RELATIONS
 from core.training.toyworld.objects import ObjectSpec
 from core.training.toyworld.palette import PAINTS
@@ -32,6 +35,9 @@ GREY = 128
 COMPONENTS = 160
 LOOKS = 0.65  # of a word's energy; the rest says that it is a thing
 RIDGE = 1e-3
+LOOKING = 2  # heads of an attention over the text that look at things from the start
+AHEAD = 4.0  # by which a thing's logit exceeds the others' there
+STEADY = 4.0  # the constant among a norm's values, which are about 1
 
 
 def portrait(library: SpriteLibrary, spec: ObjectSpec) -> NDArray[np.uint8]:
@@ -93,8 +99,7 @@ def write_looks(text: TextEncoder, library: SpriteLibrary, vae: AutoencoderKL) -
     codes = looks(vae, (portrait(library, spec) for spec in library.specs))
     names = name_tokens(library, text.config.layout)
     tokens, shared = shared_out(names, codes.repeat_interleave(2, dim=0))
-    generator = torch.Generator().manual_seed(0)
-    axes = torch.linalg.qr(torch.randn(width, width, generator=generator)).Q
+    axes = _axes(width)
     thing, turned = axes[0] * width**0.5, shared @ axes[1 : 1 + codes.shape[1]]
     turned = turned / turned.square().mean(1, keepdim=True).sqrt().clamp(min=0.2)
     at = text.rows(torch.tensor(tokens))
@@ -103,8 +108,40 @@ def write_looks(text: TextEncoder, library: SpriteLibrary, vae: AutoencoderKL) -
     return len(tokens)
 
 
+def _axes(width: int) -> Tensor:
+    """Return orthonormal axes (width, width): the first says that a word is a thing, others how it looks."""
+    return torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(0))).Q
+
+
+@torch.no_grad()
+def look_at_things(unet: UNet) -> None:
+    """Let the first heads of every attention over the text look at things, whatever they are asked.
+
+    One channel of such a head's queries becomes nearly constant, carried by a bias of the norm before it, and
+    that channel of its keys says whether a word is a thing.
+    """
+    for module in unet.modules():
+        if not isinstance(module, BasicTransformerBlock):
+            continue
+        attention, norm = module.attn2, module.norm2
+        queries, keys = attention.to_q.weight, attention.to_k.weight
+        channels = len(queries) // attention.heads
+        steady = torch.zeros(queries.shape[1])
+        steady[0] = 1.0
+        norm.bias.copy_(norm.bias * (1.0 - steady) + STEADY * steady)
+        queries.mul_(1.0 - steady)  # no other channel sees what is constant now
+        axis = _axes(keys.shape[1])[0]
+        strength = (AHEAD * channels**0.5 / ((1 - LOOKS) * keys.shape[1]) ** 0.5) ** 0.5
+        for head in range(LOOKING):
+            row = (head + 1) * channels - 1
+            queries[row] = strength / STEADY * steady
+            keys[row] = strength * axis
+
+
 def fit_words(config: ModelConfig, library: SpriteLibrary, vae_run: Path, base_run: Path) -> int:
-    """Write the things' looks into the text encoder of ``base_run``; return how many words have one.
+    """Write the things' looks into the text encoder of ``base_run``, and let its UNet look at them.
+
+    Return how many words have a look.
 
     Raises:
         FileNotFoundError: the autoencoder is not there; says what to run first.
@@ -113,4 +150,7 @@ def fit_words(config: ModelConfig, library: SpriteLibrary, vae_run: Path, base_r
     load_text(model, base_run)
     count = write_looks(model.text, library, load_fitted(config, vae_run))
     save_file(model.text.state_dict(), base_run / TEXT)
+    load_start(model.unet, base_run)
+    look_at_things(model.unet)
+    save_file({key: value.contiguous() for key, value in model.unet.state_dict().items()}, base_run / START)
     return count

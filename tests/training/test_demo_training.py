@@ -37,7 +37,7 @@ from core.training.export import export_base, export_control
 from core.training.figures import edge_f1
 from core.training.hints import CachedHints, canny_hint, photographed
 from core.training.loop import LoopConfig
-from core.training.start import begin_with, load_start, unpack
+from core.training.start import begin_with, carry, load_start, unpack
 from core.training.toyworld.captions import ADDED_PROMPT, NEGATIVE_PROMPT
 from core.training.toyworld.objects import ObjectSpec
 from core.training.toyworld.palette import PAINTS, SHIFT_COLORS, paint
@@ -331,6 +331,20 @@ def test_a_control_over_another_keeps_its_trunk_and_ships_the_rest(
     loaded = load_control(config, tmp_path / "depth.safetensors", device=cpu, dtype=torch.float32)
     for key, value in net.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value.half().float()), key
+
+
+def test_a_control_goes_on_under_a_base_that_was_trained_further(tmp_path: Path, config: ModelConfig) -> None:
+    torch.manual_seed(0)
+    old, new = UNet(config.unet), UNet(config.unet)
+    control = ControlNet.from_unet(old, config.control).state_dict()
+    learned = {key: value + 0.5 for key, value in control.items()}
+    carry(old.state_dict(), new.state_dict(), learned, tmp_path / "run")
+    begun = ControlNet(config.unet, config.control)
+    load_start(begun, tmp_path / "run")
+    wanted = ControlNet.from_unet(new, config.control).state_dict()
+    for key, value in begun.state_dict().items():
+        origin = wanted[key] if key in new.state_dict() else control[key]
+        assert torch.allclose(value, origin + 0.5, atol=1e-6), key
 
 
 def test_cached_hints_lie_over_their_latents(tmp_path: Path, config: ModelConfig) -> None:

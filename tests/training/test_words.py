@@ -11,13 +11,24 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from core.config import ModelConfig, load_config
+from core.models.blocks import BasicTransformerBlock
 from core.models.text_encoder import tokenizer
 from core.models.vae import AutoencoderKL
 from core.training.base import TEXT, Denoiser, load_text
 from core.training.data import to_tensor
 from core.training.vae import FITTED
 from core.training.vae_init import init_as_pyramid, without_idle_branches
-from core.training.words import fit_words, looks, name_tokens, portrait, reserved_tokens, shared_out
+from core.training.words import (
+    LOOKING,
+    fit_words,
+    look_at_things,
+    looks,
+    name_tokens,
+    portrait,
+    reserved_tokens,
+    shared_out,
+    write_looks,
+)
 from tests.training.test_toyworld import LIBRARY
 
 
@@ -83,6 +94,26 @@ def test_only_the_things_words_change(config: ModelConfig, vae: AutoencoderKL, t
     model.text.load_state_dict(after)
     words = model.text.embed(model.text.tokenize(["a red car"]))
     assert 0.3 < float(words.std()) < 0.8  # things' words are not louder than others
+
+
+@torch.no_grad()
+def test_the_first_heads_look_at_things_whatever_is_asked(config: ModelConfig, vae: AutoencoderKL) -> None:
+    torch.manual_seed(0)
+    model = Denoiser(config)
+    write_looks(model.text, LIBRARY, vae)
+    look_at_things(model.unet)
+    blocks = [module for module in model.unet.modules() if isinstance(module, BasicTransformerBlock)]
+    tokens = model.text.tokenize(["a camera on a plain red background"])
+    things = {token for names in name_tokens(LIBRARY, config.text.layout) for token in names}
+    looked_at = torch.tensor([int(token) in things for token in tokens[0]])
+    assert 5 < int(looked_at.sum()) < 20
+    context = model.text(tokens)
+    for block in blocks:
+        asked = block.norm2(torch.randn(1, 9, block.norm2.normalized_shape[0]) * 3)
+        query, key = block.attn2._split(block.attn2.to_q(asked)), block.attn2.key_value(context)[0]
+        weights = (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1)[0, ..., looked_at]
+        shares = weights.sum(-1)
+        assert float(shares[:LOOKING].mean()) > 0.6 > 2 * float(looked_at.float().mean())
 
 
 @torch.no_grad()
