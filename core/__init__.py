@@ -5,7 +5,6 @@ The names below are imported when first asked for, so that importing one part of
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -14,10 +13,6 @@ if TYPE_CHECKING:
     from core.pipeline import ControlNetPipeline
     from core.request import ControlUnit, Progress, Request, Result
     from core.runtime.batcher import Batcher
-
-# Asks torch for large pages where it allocates more than 2 MB: weights are loaded in about half the time. Has
-# to be set before torch allocates anything; where Linux has none, nothing changes.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 _HOMES = {
     "Batcher": "core.runtime.batcher",

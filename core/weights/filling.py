@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import cycle
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, Event, Lock
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from core.models.packing import pack_weights
 from core.weights.numbers import convert
 from core.weights.parts import Offset, Part
+
+WORKERS = 2  # threads that read: one can wait for the system's memory while another computes
 
 
 def fill(
@@ -25,57 +27,76 @@ def fill(
 ) -> None:
     """Give a network on the meta device its weights, tensor by tensor, in the order of the file.
 
-    With ``pack`` those that can be packed are, while the next is read; two of these, at two places in memory
-    that all use in turn, are what is held beside the network. The other convolutions' weights are brought
-    into the layout in which they compute, channels last, meanwhile.
+    Where the file can be read by several threads at once, two do it. With ``pack`` they pack those that can
+    be packed; a plain weight for each thread, at a place in memory that it uses again and again, is what is
+    held beside the network. The other convolutions' weights are brought into the layout in which they
+    compute, channels last, meanwhile.
     """
     wanted = module.state_dict()
     waiting = pack_weights(module.to(dtype)) if pack else {}
     most = max((layer.shape.numel() for layer in waiting.values()), default=0)
-    places = cycle((torch.empty(most, dtype=dtype), torch.empty(most, dtype=dtype)))
     room = sum(empty.numel() for empty in wanted.values()) * dtype.itemsize  # that will be taken in the end
+    state: dict[str, Tensor] = {}
 
-    def read(name: str) -> Tensor:
+    def take(name: str, place: Tensor) -> None:
         nonlocal room
         empty = wanted[name]
         room -= empty.numel() * dtype.itemsize
         if name not in part and (offset is None or name not in offset.target):
-            return empty.to(device)  # not in the file, and none the worse for it
+            state[name] = empty.to(device)  # not in the file, and none the worse for it
+            return
         if name in waiting:
-            out = next(places)[: empty.numel()].view(empty.shape)
-        else:
-            kind = dtype if empty.is_floating_point() else empty.dtype
-            out = torch.empty(empty.shape, dtype=kind, device=device)
-        _read(part, name, out, room, offset)
-        return out
-
-    state, names = {}, in_file_order(part)
-    for name, value in zip(names, _ahead(read, names), strict=True):
-        if name in waiting:
+            value = place[: empty.numel()].view(empty.shape)
+            _read(part, name, value, room, offset)
             waiting[name].pack(value)
-        else:
-            last = pack and value.ndim == 4
-            state[name] = value.contiguous(memory_format=torch.channels_last) if last else value
+            return
+        kind = dtype if empty.is_floating_point() else empty.dtype
+        value = torch.empty(empty.shape, dtype=kind, device=device)
+        _read(part, name, value, room, offset)
+        last = pack and value.ndim == 4
+        state[name] = value.contiguous(memory_format=torch.channels_last) if last else value
+
+    names = in_file_order(part)
+    if offset is None and part.file.by_threads:
+        _share_out(take, names, most, dtype)
+    else:
+        place = torch.empty(most, dtype=dtype)
+        for name in names:
+            take(name, place)
     module.load_state_dict(state, strict=True, assign=True)
     module.eval().requires_grad_(False)
 
 
-def _ahead(read: Callable[[str], Tensor], names: Iterable[str]) -> Iterator[Tensor]:
-    """Yield ``read(name)`` for each name; another thread reads the next one meanwhile."""
-    inference = torch.is_inference_mode_enabled()
+def _share_out(
+    take: Callable[[str, Tensor], None], names: Iterable[str], most: int, dtype: torch.dtype
+) -> None:
+    """Call ``take`` for each name, in threads that compute alone, each with a place for ``most`` numbers."""
+    inference, count = torch.is_inference_mode_enabled(), torch.get_num_threads()
+    todo, lock, begun = iter(list(names)), Lock(), Barrier(WORKERS + 1)
+    failed = Event()
 
-    def work(name: str) -> Tensor:
+    def work() -> None:
+        torch.set_num_threads(1)  # of this thread; and of all that are yet to start, until it is set again
+        begun.wait()
+        place = torch.empty(most, dtype=dtype)
         with torch.inference_mode(inference):
-            return read(name)
+            while not failed.is_set():
+                with lock:
+                    name = next(todo, None)
+                if name is None:
+                    return
+                try:
+                    take(name, place)
+                except BaseException:
+                    failed.set()
+                    raise
 
-    with ThreadPoolExecutor(1) as pool:
-        following: Future[Tensor] | None = None
-        for name in names:
-            now, following = following, pool.submit(work, name)
-            if now is not None:
-                yield now.result()
-        if following is not None:
-            yield following.result()
+    with ThreadPoolExecutor(WORKERS) as pool:
+        futures = [pool.submit(work) for _ in range(WORKERS)]
+        begun.wait()
+        torch.set_num_threads(count)
+        for future in futures:
+            future.result()
 
 
 def in_file_order(part: Part) -> list[str]:

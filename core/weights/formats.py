@@ -18,6 +18,7 @@ from torch import Tensor
 
 from core.errors import CheckpointMismatch
 from core.weights.numbers import PIECE, convert
+from core.weights.stand_ins import LEFTOVERS, Inert, Parameters, unwrap
 
 WINDOW_BYTES = 16 * 2**20  # so much of a file may stay mapped; what was read is resident until then
 OVER = "over"  # in the metadata: the file, in the same folder, whose other tensors count too
@@ -63,6 +64,7 @@ class TensorFile(ABC):
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str] = {}
     other_keys: tuple[str, ...] = ()  # what stands beside the tensors in a pickle
+    by_threads = False  # whether several threads may call ``read_into`` at once
 
     def __init__(self, path: Path) -> None:
         """Open ``path``."""
@@ -97,6 +99,8 @@ class TensorFile(ABC):
 
 class SafetensorsFile(TensorFile):
     """A .safetensors file."""
+
+    by_threads = True
 
     def _open(self) -> None:
         self._file: Any = None  # lets the old mapping go before the new one is made
@@ -146,34 +150,6 @@ def _offsets(path: Path) -> dict[str, int]:
     return dict(sorted(begins.items(), key=lambda pair: pair[1]))
 
 
-class Inert:
-    """Stands in for what trainers left in published pickles beside the weights; runs nothing of theirs."""
-
-    def __init__(self, *args: object) -> None:
-        """Take and forget any arguments."""
-
-    def __setstate__(self, state: object) -> None:
-        """Forget any state."""
-
-
-class Parameters(dict[str, object]):
-    """Stands in for torch's ParameterDict, in which older textual-inversion files keep their one tensor."""
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        """Take the tensors out of a module's state."""
-        self.update(state.get("_parameters", {}))
-
-
-WRAPPERS = ("state_dict", "string_to_param")  # the second is a textual-inversion file's
-# Named in v1-5-pruned.ckpt and its like, under "callbacks"; weights_only would refuse the whole file for it.
-LEFTOVERS = (
-    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray.scalar",
-    "numpy.dtype",
-)
-
-
 class PickleFile(TensorFile):
     """A .ckpt, .pth, .pt or .bin file, loaded with ``weights_only``: no code of the file runs.
 
@@ -200,16 +176,6 @@ class PickleFile(TensorFile):
         return self._tensors[key]
 
 
-def unwrap(loaded: object) -> dict[str, object]:
-    """Return what a loaded pickle holds by name, out of any wrappers."""
-    while isinstance(loaded, Mapping):
-        inner = next((loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
-        if inner is None:
-            break
-        loaded = inner
-    return {str(key): value for key, value in loaded.items()} if isinstance(loaded, Mapping) else {}
-
-
 class LayeredFile(TensorFile):
     """A file that holds only what differs from another one, together with that other one."""
 
@@ -218,6 +184,7 @@ class LayeredFile(TensorFile):
         self.path, self.upper, self.lower = upper.path, upper, lower
         self.tensors = {**lower.tensors, **upper.tensors}
         self.metadata, self.other_keys = upper.metadata, upper.other_keys
+        self.by_threads = upper.by_threads and lower.by_threads
 
     def read(self, key: str, room_bytes: int = 0) -> Tensor:
         """Return a tensor as stored, from whichever file counts."""

@@ -12,7 +12,7 @@ SERIAL = 2**15  # numbers, up to which torch copies without threads
 def convert(value: Tensor, out: Tensor) -> None:
     """Copy ``value`` into ``out``, contiguous and of as many numbers, in its format and on its device.
 
-    On one thread: on a busy machine, where threads wait for each other at every piece, many took minutes.
+    On one thread: on a busy machine, where threads wait for each other at every piece, a model took a minute.
     Between float16 and bfloat16 by way of float32, which holds both exactly: torch's direct way takes four
     times as long.
     """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,8 @@ from core.models.packing import Packed, can_pack, pack_weights
 from core.models.unet import UNet
 from core.weights.checkpoint import load_base, load_control
 from core.weights.convert import Sources
-from core.weights.filling import fill, in_file_order
-from core.weights.formats import SafetensorsFile, open_tensors
+from core.weights.filling import WORKERS, fill, in_file_order
+from core.weights.formats import SafetensorsFile, TensorFile, open_tensors
 from core.weights.numbers import PIECE, convert
 from core.weights.parts import Part
 from tests.weights.files import (
@@ -112,10 +114,40 @@ def test_a_file_is_read_from_its_beginning_to_its_end(
 
     monkeypatch.setattr(SafetensorsFile, "read_into", noting)
     fill(unet, part, CPU, BFLOAT, pack=True)
-    assert read == sorted(read) and len(read) == len(in_file_order(part)) == len(sources)
+    assert len(read) == len(in_file_order(part)) == len(sources)
+    places = {begin: place for place, begin in enumerate(sorted(read))}
+    late = [at - places[begin] for at, begin in enumerate(read)]
+    assert max(map(abs, late)) <= 2 * WORKERS  # threads may overtake each other by a few
 
 
-def test_an_error_while_reading_ahead_is_raised(tmp_path: Path) -> None:
+def test_filling_leaves_the_number_of_threads_as_it_was(tmp_path: Path) -> None:
+    config = tiny_config()
+    path = write(tmp_path / "base.safetensors", cast(base_state(make_networks(config)), HALF))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        load_base(config, path, device=CPU, dtype=BFLOAT, pack=True)
+        with ThreadPoolExecutor(1) as fresh:
+            assert torch.get_num_threads() == 3 == fresh.submit(torch.get_num_threads).result()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_mapped_pickle_is_read_by_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, threads = tiny_config(), set()
+    path = write(tmp_path / "base.ckpt", cast(base_state(make_networks(config)), HALF))
+    whole = TensorFile.read_into
+
+    def noting(self: TensorFile, key: str, out: torch.Tensor, room_bytes: int = 0) -> None:
+        threads.add(threading.get_ident())
+        whole(self, key, out, room_bytes)
+
+    monkeypatch.setattr(TensorFile, "read_into", noting)
+    load_base(config, path, device=CPU, dtype=BFLOAT, pack=True)
+    assert threads == {threading.get_ident()}
+
+
+def test_an_error_in_a_reading_thread_is_raised(tmp_path: Path) -> None:
     path = write(tmp_path / "x.safetensors", {"weight": torch.zeros(64, 64), "bias": torch.zeros(64)})
     file = open_tensors(path)
     with torch.device("meta"):
