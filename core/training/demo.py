@@ -20,19 +20,11 @@ from core.training.export import export_base, export_control, load_average
 from core.training.hints import CONTROLS
 from core.training.loop import LoopConfig
 from core.training.start import begin_with, carry, load_start
-from core.training.toyworld.objects import all_objects
 from core.training.toyworld.sprites import SpriteLibrary
 from core.training.vae import load_fitted
 from core.weights.checkpoint import load_base
 from core.weights.formats import open_layers, open_tensors
 from core.weights.recognise import control_title, control_variant
-
-BASE_OBJECTS = 126  # the bundled base was trained on the first rows of objects.csv; it knows no other things
-
-
-def known_sprites() -> SpriteLibrary:
-    """Return the sprites that the bundled base has seen."""
-    return SpriteLibrary.load(objects=all_objects()[:BASE_OBJECTS])
 
 
 def make_latents(
@@ -128,7 +120,7 @@ def evaluate_demo(count: int, steps: int, runs: Path, picture: Path | None) -> s
     from core.training.classifier import load_or_train
     from core.training.evaluate import evaluate
 
-    library = known_sprites()
+    library = SpriteLibrary.load()
     judge = load_or_train(library, runs, torch.device("cpu"))
     report = evaluate(load_pipeline("demo"), library, judge, count, steps=steps)
     if picture is not None:
@@ -137,10 +129,10 @@ def evaluate_demo(count: int, steps: int, runs: Path, picture: Path | None) -> s
 
 
 def train_judge(runs: Path, loop_minutes: float | None, device: torch.device) -> str:
-    """Train the classifier on the sprites that the base knows; return how often it is right itself."""
+    """Train the classifier on the sprites; return how often it is right itself."""
     from core.training.classifier import accuracy, load_or_train, single_things
 
-    library = known_sprites()
+    library = SpriteLibrary.load()
     net = load_or_train(library, runs, device, minutes=loop_minutes)
     scenes = single_things(library, 256)
     right = accuracy(net, scenes, [scene.image for scene in scenes])
@@ -160,7 +152,7 @@ def evaluate_control(control: str, count: int, steps: int, picture: Path | None)
     pipe = load_pipeline("demo")
     if control not in pipe.controls:
         raise ValueError(f"control is {control!r}: give one of {', '.join(pipe.controls)}.")
-    found = obedience(Drawn(pipe, known_sprites(), count, steps), control)
+    found = obedience(Drawn(pipe, SpriteLibrary.load(), count, steps), control)
     if picture is not None:
         _write_sheet(picture, found.examples)
     return f"{HEADER}\n{found.row()}"

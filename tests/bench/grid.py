@@ -20,8 +20,8 @@ from apps.page.model import Model
 from apps.spec import App
 from core.images import to_rgb
 from core.loading import load_pipeline
-from core.training.demo import known_sprites
 from core.training.toyworld.scene import Scene, held_out_scenes
+from core.training.toyworld.sprites import SpriteLibrary
 
 Image = NDArray[np.uint8]
 
@@ -34,7 +34,7 @@ GAP = 6  # px between apps
 def run(args: argparse.Namespace) -> None:
     """Write the grid: for each app a row of maps above a row of pictures, below the scenes."""
     model = Model.ready(load_pipeline(args.model))
-    library = known_sprites()
+    library = SpriteLibrary.load()
     sets = {people: held_out_scenes(library, args.count, people=people) for people in (False, True)}
     blocks: list[Image] = []
     shown: list[Scene] = []

@@ -141,10 +141,10 @@ def table(made: Sequence[Row], like: str) -> str:
 
 def held_out(count: int, side: int) -> list[tuple[Image, str]]:
     """Return held-out scenes of the things that the demo model knows, with their captions."""
-    from core.training.demo import known_sprites
     from core.training.toyworld.scene import held_out_scenes
+    from core.training.toyworld.sprites import SpriteLibrary
 
-    return [(s.image, s.caption) for s in held_out_scenes(known_sprites(), count, side, people=False)]
+    return [(s.image, s.caption) for s in held_out_scenes(SpriteLibrary.load(), count, side, people=False)]
 
 
 def run(args: argparse.Namespace) -> None:
