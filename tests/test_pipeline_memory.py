@@ -29,7 +29,7 @@ def test_nothing_of_a_request_stays_in_memory(
     picture = hint(3)
     traces: list[weakref.ref[object]] = [weakref.ref(picture)]
     updates = pipe.sample(request(controls=(ControlUnit("canny", picture),), **options))
-    handle = pipe.networks.unet.out.register_forward_hook(
+    handle = pipe.networks.unet.out[-1].register_forward_hook(
         lambda module, args, out: traces.extend([weakref.ref(out), weakref.ref(args[0])])
     )
     next(updates)

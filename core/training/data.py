@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -111,8 +112,9 @@ def to_tensor(images: NDArray[np.uint8]) -> Tensor:
 def cache_latents(vae: AutoencoderKL, data: Path, *, count: int | None = None, batch_size: int = 16) -> None:
     """Write latents.npy (N, C, h, w) float16, scaled modes, of the first ``count`` scenes.
 
-    It computes where ``vae`` is, whose encoder loses the branches that add nothing.
+    It computes where ``vae`` is, without the encoder's branches that add nothing.
     """
+    vae = copy.deepcopy(vae)
     device = next(vae.parameters()).device
     vae.encoder = without_idle_branches(vae.encoder).to(memory_format=torch.channels_last)
     images = Scenes.open(data).images[:count]

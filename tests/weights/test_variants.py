@@ -79,11 +79,15 @@ def test_without_metadata_the_config_decides(variant: str, config: ModelConfig, 
 
 
 @pytest.mark.parametrize("name", ["canny", "depth"])
-def test_files_from_before_there_were_variants_are_full(name: str) -> None:
-    path = DEMO / f"{name}.safetensors"
-    with safe_open(path, "pt") as file:
-        assert "variant" not in file.metadata()["config"]
-    assert type(load(load_config("demo"), path)) is VARIANTS["full"]
+def test_files_from_before_there_were_variants_are_full(name: str, tmp_path: Path) -> None:
+    for path in {DEMO / "canny.safetensors", DEMO / f"{name}.safetensors"}:
+        with safe_open(path, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            metadata = dict(file.metadata())
+        assert "  variant: full\n" in metadata["config"]
+        metadata["config"] = metadata["config"].replace("  variant: full\n", "")
+        save_file(tensors, tmp_path / path.name, metadata=metadata)
+    assert type(load(load_config("demo"), tmp_path / f"{name}.safetensors")) is VARIANTS["full"]
 
 
 @pytest.mark.parametrize(("holds", "says"), [("full", "mlp"), ("lite", "mlp"), ("precomputed", "full")])
