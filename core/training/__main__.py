@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 RUNS = Path("runs/demo")
 CKPTS = Path(__file__).parents[2] / "ckpts" / "demo"
 DETECTORS = ("depth", "pose", "segmentation")
+TURNS = ("canny", "openpose", "seg", "mlsd", "depth", "normal", "hed", "scribble")
 
 
 def _stage(commands: argparse._SubParsersAction, name: str, words: str) -> argparse.ArgumentParser:
@@ -76,6 +77,12 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--crop", type=int, help="train on squares of so many pixels (default the whole)")
     sub.add_argument("--over", type=Path, help="exported ControlNet whose trunk to take over")
     sub.add_argument("--variant", default="full", choices=CONTROL_VARIANTS, help="network (default full)")
+    sub.add_argument("--ckpts", type=Path, default=CKPTS, help="folder of the exported files")
+    sub = _stage(commands, "controls", "train ControlNets that share one trunk and export them")
+    _training(sub, steps=3200, rate=1e-3, batch=24)
+    words = "whose step it is, again and again in this order; the first one's file carries the trunk"
+    sub.add_argument("--turns", nargs="+", choices=TURNS, default=TURNS, metavar="CONTROL", help=words)
+    sub.add_argument("--crop", type=int, help="train on squares of so many pixels (default the whole)")
     sub.add_argument("--ckpts", type=Path, default=CKPTS, help="folder of the exported files")
     sub = commands.add_parser("detector", help="train a small detector on the toy world and export it")
     _training(sub, steps=2400, rate=1e-3, batch=8)
@@ -254,6 +261,18 @@ def run_stage(args: argparse.Namespace, config: ModelConfig) -> None:
         loop = _loop(args, base_run)
         return train_base(
             config, args.data, loop, batch_size=args.batch, crop=args.crop, late=args.late, device=device
+        )
+    if args.command == "controls":
+        return demo.train_demo_controls(
+            config,
+            args.data,
+            base_run,
+            _loop(args, args.runs / "controls"),
+            turns=args.turns,
+            batch_size=args.batch,
+            ckpts=args.ckpts,
+            crop=args.crop,
+            device=device,
         )
     name = args.control if args.variant == "full" else f"{args.control}-{args.variant}"
     output = args.ckpts / f"{name}.safetensors"

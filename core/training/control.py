@@ -44,6 +44,18 @@ def control_prediction(unet: UNet, net: AnyControlNet, batch: ControlBatch, x_t:
     return unet(x_t, t, batch.context, residuals)
 
 
+def control_loss(
+    criterion: DiffusionLoss, unet: UNet, net: AnyControlNet, batch: ControlBatch, generator: torch.Generator
+) -> Tensor:
+    """Return the denoising loss of a batch, with noise and time steps that ``generator`` draws."""
+    device = batch.x_0.device
+    noise, t = (v.to(device) for v in draw(tuple(batch.x_0.shape), criterion.timesteps, generator))
+    x_t = criterion.noised(batch.x_0, noise, t)
+    with autocast(device.type), training_attention(device.type):
+        prediction = control_prediction(unet, net, batch, x_t, t)
+    return criterion(prediction, batch.x_0, noise, t)
+
+
 class SceneControlBatches:
     """Draws batches of latents, captions and hints: cached ones, or edges made anew for "canny".
 
@@ -130,12 +142,7 @@ def train_control(
     criterion = DiffusionLoss(config.schedule)
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
-        batch = draw_batch(generator)
-        noise, t = (v.to(device) for v in draw(tuple(batch.x_0.shape), config.schedule.timesteps, generator))
-        x_t = criterion.noised(batch.x_0, noise, t)
-        with autocast(device.type), training_attention(device.type):
-            prediction = control_prediction(unet, net, batch, x_t, t)
-        return criterion(prediction, batch.x_0, noise, t)
+        return control_loss(criterion, unet, net, draw_batch(generator), generator)
 
     trainer = Trainer(net.named_parameters(), loop)
     trainer.run(loss, batch_size)

@@ -20,6 +20,7 @@ from core.training.export import export_base, export_control, load_average
 from core.training.hints import CONTROLS
 from core.training.loop import LoopConfig
 from core.training.start import begin_with, carry, load_start
+from core.training.together import train_together
 from core.training.toyworld.sprites import SpriteLibrary
 from core.training.vae import load_fitted
 from core.weights.checkpoint import load_base
@@ -89,6 +90,41 @@ def train_demo_control(
         config, base.unet, batches, loop, batch_size=batch_size, over=over is not None, device=device
     )
     export_control(config, net, output, over)
+
+
+def train_demo_controls(
+    config: ModelConfig,
+    data: Path,
+    base_run: Path,
+    loop: LoopConfig,
+    *,
+    turns: Sequence[str],
+    batch_size: int,
+    ckpts: Path,
+    crop: int | None = None,
+    device: torch.device = CPU,
+) -> None:
+    """Train the ControlNets that ``turns`` names on the trained base, with one trunk, and write them.
+
+    The first one's file in ``ckpts`` carries the trunk, the others lie over it. Each goes on from where
+    ``carry`` left it beside ``loop.output``, if it did.
+    """
+    base = load_denoiser(config, base_run)
+    base.text.to(device)
+    names = tuple(dict.fromkeys(turns))
+    nets = train_together(
+        config,
+        base.unet,
+        {name: SceneControlBatches(data, base.text, name, batch_size, crop) for name in names},
+        turns,
+        loop,
+        batch_size=batch_size,
+        starts={name: loop.output.parent / f"control_{name}" for name in names},
+        device=device,
+    )
+    for name, net in nets.items():
+        over = None if name == names[0] else ckpts / f"{names[0]}.safetensors"
+        export_control(config, net, ckpts / f"{name}.safetensors", over)
 
 
 def carry_controls(config: ModelConfig, ckpts: Path, base_run: Path, runs: Path) -> list[str]:

@@ -16,6 +16,7 @@ class DiffusionLoss:
     def __init__(self, config: ScheduleConfig) -> None:
         """Precompute the schedule."""
         alphas = torch.as_tensor(Schedule(config).alphas_cumprod, dtype=torch.float64)
+        self.timesteps = len(alphas)
         self.signal = alphas.sqrt().float()
         self.noise = (1.0 - alphas).sqrt().float()
         self.is_v = config.parameterization == "v"
