@@ -39,12 +39,13 @@ write_random_model(sys.argv[1], Path(sys.argv[2]))
 """
 
 
-def resident(field: str) -> float:
-    """Return ``field`` (VmHWM: the peak, VmRSS: now) of this process in GB of 10^9 bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+def resident(field: str, process: int | str = "self") -> float:
+    """Return ``field`` (VmHWM: the peak, VmRSS: now) of a process in GB of 10^9 bytes (Linux)."""
+    path = Path(f"/proc/{process}/status")
+    for line in path.read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) * 1024 / 1e9
-    raise RuntimeError(f"no {field} in /proc/self/status")
+    raise RuntimeError(f"no {field} in {path}")
 
 
 @contextlib.contextmanager

@@ -21,10 +21,10 @@ def run(args: argparse.Namespace) -> None:
     with model_path(args.model, args.weights) as model:
         for limit in args.max_batch:
             with (
-                launched(model, "--max-batch", str(limit)) as (url, _),
+                launched(model, "--max-batch", str(limit)) as server,
                 tempfile.TemporaryDirectory() as folder,
             ):
-                waits, seconds = _visit(url, folder, args)
+                waits, seconds = _visit(server.url, folder, args)
             rate = 60 * len(waits) / seconds
             middle = statistics.median(waits)
             print(
