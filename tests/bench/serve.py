@@ -70,7 +70,7 @@ def run_page(args: argparse.Namespace) -> None:
 
 
 def run_picture(args: argparse.Namespace) -> None:
-    """Print the seconds of the first picture, asked for as soon as the page answers, and later ones; the memory."""
+    """Print the seconds of a picture asked for as soon as the page answers, and of later ones; the memory."""
     from gradio_client import Client, handle_file
 
     with model_path(args.model, args.weights) as model, launched(model) as server:
