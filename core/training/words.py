@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from core.config import ModelConfig
+from core.errors import SuiteError
 from core.models.blocks import BasicTransformerBlock
 from core.models.text_encoder import TextEncoder, tokenizer
 from core.models.unet import UNet
@@ -108,6 +109,15 @@ def write_looks(text: TextEncoder, library: SpriteLibrary, vae: AutoencoderKL) -
     return len(tokens)
 
 
+@torch.no_grad()
+def has_looks(text: TextEncoder, library: SpriteLibrary) -> bool:
+    """Tell whether the things' words in ``text`` say already that they are things."""
+    tokens = sorted({token for name in name_tokens(library, text.config.layout) for token in name})
+    rows = text.token_embedding.weight[text.rows(torch.tensor(tokens))]
+    shares = rows @ _axes(text.config.width)[0] / rows.norm(dim=1)
+    return float(shares.mean()) > 0.5 * (1 - LOOKS) ** 0.5  # of random rows it is about 0
+
+
 def _axes(width: int) -> Tensor:
     """Return orthonormal axes (width, width): the first says that a word is a thing, others how it looks."""
     return torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(0))).Q
@@ -145,9 +155,15 @@ def fit_words(config: ModelConfig, library: SpriteLibrary, vae_run: Path, base_r
 
     Raises:
         FileNotFoundError: the autoencoder is not there; says what to run first.
+        SuiteError: the run has begun with its words, or they have their looks: it would unlearn them.
     """
     model = Denoiser(config)
     load_text(model, base_run)
+    if has_looks(model.text, library) or (base_run / "checkpoint.pt").exists():
+        raise SuiteError(
+            f"The words in {base_run} are in use or say what things look like already: nothing was changed. "
+            "Go on with `base`, or give another --runs to begin anew."
+        )
     count = write_looks(model.text, library, load_fitted(config, vae_run))
     save_file(model.text.state_dict(), base_run / TEXT)
     load_start(model.unet, base_run)

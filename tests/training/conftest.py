@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from core.config import ModelConfig, load_config
 from tests.training.own_data import write_base, write_data
 
 
@@ -19,3 +21,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def circles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six pairs of 64 px."""
     return write_data(tmp_path_factory.mktemp("circles"))
+
+
+@pytest.fixture(scope="module")
+def config() -> ModelConfig:
+    """The demo model, small enough for a test."""
+    small = load_config("demo")
+    small.unet = replace(small.unet, model_channels=32, channel_mult=[1, 2], attention_resolutions=[2])
+    small.vae = replace(small.vae, ch=8, ch_mult=[1, 1, 2, 2])
+    return small

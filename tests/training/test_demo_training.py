@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -46,14 +45,6 @@ from core.training.vae import aligned_crops, fit_autoencoder, load_fitted, train
 from core.training.vae_init import init_as_pyramid, whiten
 from core.weights.checkpoint import load_base, load_control
 from tests.training.test_toyworld import LIBRARY
-
-
-@pytest.fixture(scope="module")
-def config() -> ModelConfig:
-    small = load_config("demo")
-    small.unet = replace(small.unet, model_channels=32, channel_mult=[1, 2], attention_resolutions=[2])
-    small.vae = replace(small.vae, ch=8, ch_mult=[1, 1, 2, 2])
-    return small
 
 
 def _blobs(count: int, size: int = 64) -> torch.Tensor:

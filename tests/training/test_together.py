@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from core.config import ModelConfig, load_config
+from core.config import ModelConfig
 from core.models.controlnet import ControlNet
 from core.models.unet import UNet
 from core.training.__main__ import main
@@ -23,13 +22,6 @@ from core.training.together import share_trunk, train_together
 from core.weights.checkpoint import load_control
 
 TRUNK = "input_blocks.0.0.weight"
-
-
-@pytest.fixture(scope="module")
-def config() -> ModelConfig:
-    small = load_config("demo")
-    small.unet = replace(small.unet, model_channels=32, channel_mult=[1, 2], attention_resolutions=[2])
-    return small
 
 
 def _unet(config: ModelConfig) -> UNet:

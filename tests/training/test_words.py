@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from core.config import ModelConfig, load_config
+from core.config import ModelConfig
+from core.errors import SuiteError
 from core.models.blocks import BasicTransformerBlock
 from core.models.text_encoder import tokenizer
 from core.models.vae import AutoencoderKL
-from core.training.base import TEXT, Denoiser, load_text
+from core.training.base import START, TEXT, Denoiser, load_text
 from core.training.data import to_tensor
 from core.training.vae import FITTED
 from core.training.vae_init import init_as_pyramid, without_idle_branches
@@ -30,14 +30,6 @@ from core.training.words import (
     write_looks,
 )
 from tests.training.test_toyworld import LIBRARY
-
-
-@pytest.fixture(scope="module")
-def config() -> ModelConfig:
-    small = load_config("demo")
-    small.unet = replace(small.unet, model_channels=32, channel_mult=[1, 2], attention_resolutions=[2])
-    small.vae = replace(small.vae, ch=8, ch_mult=[1, 1, 2, 2])
-    return small
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +86,25 @@ def test_only_the_things_words_change(config: ModelConfig, vae: AutoencoderKL, t
     model.text.load_state_dict(after)
     words = model.text.embed(model.text.tokenize(["a red car"]))
     assert 0.3 < float(words.std()) < 0.8  # things' words are not louder than others
+    started = load_file(tmp_path / "base" / START)
+    with pytest.raises(SuiteError, match="nothing was changed"):
+        fit_words(config, LIBRARY, tmp_path / "vae", tmp_path / "base")
+    for name, wanted in ((TEXT, after), (START, started)):
+        assert all(
+            torch.equal(value, wanted[key]) for key, value in load_file(tmp_path / "base" / name).items()
+        )
+
+
+def test_a_run_that_has_begun_keeps_its_words(
+    config: ModelConfig, vae: AutoencoderKL, tmp_path: Path
+) -> None:
+    (tmp_path / "vae").mkdir()
+    save_file(vae.state_dict(), tmp_path / "vae" / FITTED)
+    load_text(Denoiser(config), tmp_path / "base")
+    (tmp_path / "base" / "checkpoint.pt").touch()
+    with pytest.raises(SuiteError, match="another --runs"):
+        fit_words(config, LIBRARY, tmp_path / "vae", tmp_path / "base")
+    assert not (tmp_path / "base" / START).exists()
 
 
 @torch.no_grad()
