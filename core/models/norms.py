@@ -21,6 +21,8 @@ class GroupNorm(nn.GroupNorm):
             return self._by_channel(x)
         if fused.suits_norm(x):
             return self._fused(x, silu=False)
+        if x.device.type == "cpu" and torch.is_grad_enabled():
+            x = x.contiguous()  # with its gradient, of channels-last maps it takes several times as long
         return super().forward(x)
 
     def silu(self, x: Tensor) -> Tensor:
