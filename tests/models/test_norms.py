@@ -56,7 +56,14 @@ def test_all_other_maps_are_torchs_to_the_bit(channels: int, side: int, dtype: t
     assert torch.equal(norm(x), F.group_norm(x, 32, norm.weight, norm.bias, norm.eps))
 
 
-def test_where_gradients_are_kept_it_is_torchs_to_the_bit() -> None:
+def test_where_gradients_are_kept_it_is_torchs_of_a_plain_map_to_the_bit() -> None:
     norm, x = drawn(64, 8)
-
-    assert torch.equal(norm(x), F.group_norm(x, 32, norm.weight, norm.bias, norm.eps))
+    given, plain = x.detach().requires_grad_(), x.detach().contiguous().requires_grad_()
+    assert not given.is_contiguous()
+    made, wanted = norm(given), F.group_norm(plain, 32, norm.weight, norm.bias, norm.eps)
+    assert torch.equal(made, wanted)
+    ahead = torch.randn(made.shape).to(made.dtype)
+    made.backward(ahead)
+    wanted.backward(ahead)
+    assert given.grad is not None and plain.grad is not None
+    assert torch.equal(given.grad, plain.grad)
