@@ -13,8 +13,8 @@ from tests.weights.files import write
 from tests.weights.measure_peak import config_of
 
 WIDTH = 128  # a ControlNet of about 58 million weights: 230 MB in float32
-# Modules, what torch loads at first use, and for each of two threads a buffer, a weight and a heap of its own:
-# 10 to 48 MB, as the threads happen to take turns, at this width and at the published one alike.
+# Modules, what torch loads at first use, and for each of two threads a buffer, a weight and its own heap.
+# As the threads happen to take turns, 10 to 48 MB, at this width and at the published one.
 FIXED_BYTES = 48 * 10**6
 
 
