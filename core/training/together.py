@@ -80,4 +80,4 @@ def train_together(
     trainer = Trainer(modules.named_parameters(), loop)
     trainer.run(loss, batch_size)
     trainer.use_average()
-    return nets
+    return {name: net.requires_grad_(False) for name, net in nets.items()}

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from core.config import ModelConfig
 from core.models.controlnet import ControlNet
 from core.models.unet import UNet
-from core.training.__main__ import main
+from core.training.__main__ import TURNS, main
 from core.training.base import Denoiser, load_text
 from core.training.control import ControlBatch, trained_over
+from core.training.hints import CONTROLS
 from core.training.loop import LoopConfig
 from core.training.start import load_start
 from core.training.together import share_trunk, train_together
@@ -86,6 +87,10 @@ def test_turns_that_name_other_controls_than_there_are_say_so(tmp_path: Path, co
             train_together(config, unet, draws, turns, loop, batch_size=2)
     with pytest.raises(ValueError, match="name one at least"):
         share_trunk({})
+
+
+def test_unless_told_otherwise_every_control_has_its_turn() -> None:
+    assert sorted(TURNS) == sorted(CONTROLS)
 
 
 def test_the_command_goes_on_from_what_carry_left_and_ships_one_trunk(
