@@ -80,13 +80,19 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--ckpts", type=Path, default=CKPTS, help="folder of the exported files")
     sub = _stage(commands, "controls", "train ControlNets that share one trunk and export them")
     _training(sub, steps=3200, rate=1e-3, batch=24)
-    words = "whose step it is, again and again in this order; the first one's file carries the trunk"
-    sub.add_argument("--turns", nargs="+", choices=TURNS, default=TURNS, metavar="CONTROL", help=words)
+    words = (
+        "whose step it is, again and again in this order; the first control's file carries the trunk; "
+        "base: a step without control, and the base learns in all steps, otherwise it is locked"
+    )
+    choices = (*TURNS, "base")
+    sub.add_argument("--turns", nargs="+", choices=choices, default=TURNS, metavar="CONTROL", help=words)
     sub.add_argument("--crop", type=int, help="train on squares of so many pixels (default the whole)")
     sub.add_argument("--ckpts", type=Path, default=CKPTS, help="folder of the exported files")
     sub = commands.add_parser("detector", help="train a small detector on the toy world and export it")
     _training(sub, steps=2400, rate=1e-3, batch=8)
     sub.add_argument("--detector", required=True, choices=DETECTORS, help="which detector")
+    sub.add_argument("--start", type=Path, help="exported detector that a new run goes on from")
+    sub.add_argument("--side", type=int, help="side of all scenes in pixels (default: small ones first)")
     sub.add_argument("--runs", type=Path, default=RUNS, help="folder that holds the runs' checkpoints")
     sub.add_argument("--ckpts", type=Path, default=CKPTS, help="folder of the exported files")
     sub.add_argument("--workers", type=int, default=0, help="more processes, to draw scenes (default 0)")
@@ -210,6 +216,8 @@ def run_detector(args: argparse.Namespace) -> None:
         device=device,
         workers=args.workers,
         output=args.ckpts / TASKS[args.detector].file,
+        start=args.start,
+        side=args.side,
     )
 
 

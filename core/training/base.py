@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -94,6 +95,54 @@ def load_text(model: Denoiser, run: Path) -> None:
     model.text.load_state_dict(load_file(path))
 
 
+@dataclass(frozen=True, slots=True)
+class BaseBatch:
+    """What one step of the UNet's training sees, beside noise.
+
+    ``x_0`` (B, C, h, w) scaled latents, ``context`` (B, tokens, width).
+    """
+
+    x_0: Tensor
+    context: Tensor
+
+
+class SceneBatches:
+    """Draws batches of latents and captions. They lie where the text encoder computes."""
+
+    def __init__(self, dataset: LatentScenes, text: TextEncoder, size: int, crop: int | None = None) -> None:
+        """Draw ``size`` of ``dataset``'s scenes a batch, or squares of ``crop`` pixels of them."""
+        self.dataset, self.text, self.size = dataset, text, size
+        self.cells = None if crop is None else crop // 8
+
+    def __call__(self, generator: torch.Generator) -> BaseBatch:
+        """Draw one batch."""
+        which, x_0 = self.dataset.draw(self.size, generator, self.cells)
+        captions = varied_captions([self.dataset.scenes.captions[i] for i in which], generator)
+        with torch.no_grad(), autocast(x_0.device.type):
+            return BaseBatch(x_0, self.text.encode(captions))
+
+
+def base_loss(
+    criterion: DiffusionLoss,
+    unet: UNet,
+    batch: BaseBatch,
+    generator: torch.Generator,
+    *,
+    late: bool = False,
+) -> Tensor:
+    """Return the denoising loss of a batch, with noise and time steps that ``generator`` draws.
+
+    ``late`` is as for ``draw``.
+    """
+    device = batch.x_0.device
+    drawn = draw(tuple(batch.x_0.shape), criterion.timesteps, generator, late=late)
+    noise, t = (v.to(device) for v in drawn)
+    x_t = criterion.noised(batch.x_0, noise, t)
+    with autocast(device.type), training_attention(device.type):
+        prediction = unet(x_t, t, batch.context)
+    return criterion(prediction, batch.x_0, noise, t)
+
+
 def train_base(
     config: ModelConfig,
     data: Path,
@@ -117,17 +166,10 @@ def train_base(
     for_training(model, device)
     # Every time step counts alike: the noisiest, where only the words tell what there will be, too.
     criterion = DiffusionLoss(config.schedule)
-    cells = None if crop is None else crop // 8
+    batches = SceneBatches(dataset, model.text, batch_size, crop)
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
-        which, x_0 = dataset.draw(batch_size, generator, cells)
-        captions = varied_captions([dataset.scenes.captions[i] for i in which], generator)
-        shape = tuple(x_0.shape)
-        noise, t = (v.to(device) for v in draw(shape, config.schedule.timesteps, generator, late=late))
-        x_t = criterion.noised(x_0, noise, t)
-        with autocast(device.type), training_attention(device.type):
-            prediction = model.unet(x_t, t, model.text.encode(captions))
-        return criterion(prediction, x_0, noise, t)
+        return base_loss(criterion, model.unet, batches(generator), generator, late=late)
 
     trainer = Trainer(model.named_parameters(), loop)
     trainer.run(loss, batch_size)

@@ -13,14 +13,14 @@ from core.config import ModelConfig
 from core.errors import CheckpointMismatch
 from core.models.vae import AutoencoderKL
 from core.runtime.device import CPU
-from core.training.base import START, Denoiser, load_text
+from core.training.base import START, Denoiser, SceneBatches, load_text
 from core.training.control import SceneControlBatches, train_control
-from core.training.data import cache_latents
+from core.training.data import LatentScenes, cache_latents
 from core.training.export import export_base, export_control, load_average
 from core.training.hints import CONTROLS
 from core.training.loop import LoopConfig
 from core.training.start import begin_with, carry, load_start
-from core.training.together import train_together
+from core.training.together import BASE, train_together
 from core.training.toyworld.sprites import SpriteLibrary
 from core.training.vae import load_fitted
 from core.weights.checkpoint import load_base
@@ -107,11 +107,16 @@ def train_demo_controls(
     """Train the ControlNets that ``turns`` names on the trained base, with one trunk, and write them.
 
     The first one's file in ``ckpts`` carries the trunk, the others lie over it. Each goes on from where
-    ``carry`` left it beside ``loop.output``, if it did.
+    ``carry`` left it beside ``loop.output``, if it did. Where ``turns`` names "base", that learns with them
+    and is written too, with the autoencoder of the run "vae" beside ``loop.output``.
     """
     base = load_denoiser(config, base_run)
     base.text.to(device)
-    names = tuple(dict.fromkeys(turns))
+    names = tuple(name for name in dict.fromkeys(turns) if name != BASE)
+    draw_base = None
+    if BASE in turns:
+        scenes = LatentScenes.open(data, device)
+        draw_base = SceneBatches(scenes, base.text, batch_size, crop)
     nets = train_together(
         config,
         base.unet,
@@ -119,9 +124,13 @@ def train_demo_controls(
         turns,
         loop,
         batch_size=batch_size,
+        draw_base=draw_base,
         starts={name: loop.output.parent / f"control_{name}" for name in names},
         device=device,
     )
+    if BASE in turns:
+        vae = load_vae(config, loop.output.parent / "vae")
+        export_base(config, base.unet, vae, base.text, ckpts / "base.safetensors")
     for name, net in nets.items():
         over = None if name == names[0] else ckpts / f"{names[0]}.safetensors"
         export_control(config, net, ckpts / f"{name}.safetensors", over)

@@ -1,4 +1,7 @@
-"""Train several ControlNets at once on one trunk: each has only a hint block, outputs and vectors alone."""
+"""Train several ControlNets at once on one trunk: each has only a hint block, outputs and vectors alone.
+
+The base is locked, or learns with them, in steps of its own and in theirs.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,13 @@ from core.config import ModelConfig
 from core.models.unet import UNet
 from core.models.variants import AnyControlNet, control_class
 from core.runtime.device import CPU, for_training
+from core.training.base import BaseBatch, base_loss
 from core.training.control import ControlBatch, control_loss, trained_over
 from core.training.diffusion import DiffusionLoss
 from core.training.loop import LoopConfig, Trainer
 from core.training.start import load_start
+
+BASE = "base"  # whose turn is a step without a control
 
 
 def share_trunk(nets: Mapping[str, AnyControlNet]) -> nn.ModuleDict:
@@ -45,21 +51,26 @@ def train_together(
     loop: LoopConfig,
     *,
     batch_size: int,
+    draw_base: Callable[[torch.Generator], BaseBatch] | None = None,
     starts: Mapping[str, Path] | None = None,
     device: torch.device = CPU,
 ) -> dict[str, AnyControlNet]:
-    """Train a ControlNet for each name in ``draws``, which gives its batches, on the locked ``unet``.
+    """Train a ControlNet for each name in ``draws``, which gives its batches, on ``unet``.
 
     One control learns in each step, in the order of ``turns``, again and again; the trunk learns in all of
     them. The first name's network gives the trunk it starts with. ``starts`` names the folders of those that
     go on from something, as ``carry`` leaves them. It resumes from ``loop.output``, and returns the moving
     averages. The batches must lie on ``device``.
 
+    The ``unet`` is locked, unless ``draw_base`` is given: then "base" has turns too, which are steps without
+    a control, the ``unet`` learns in every step, and it is left as its moving average.
+
     Raises:
-        ValueError: ``turns`` names a control that has no batches, or leaves one out.
+        ValueError: ``turns`` names what has no batches, or leaves one out.
     """
-    if set(turns) != set(draws):
-        raise ValueError(f"the turns are {', '.join(turns)}: name each of {', '.join(draws)}, and no other.")
+    names = (*draws, *([BASE] if draw_base is not None else ()))
+    if set(turns) != set(names):
+        raise ValueError(f"the turns are {', '.join(turns)}: name each of {', '.join(names)}, and no other.")
     torch.manual_seed(loop.seed)
     unet.requires_grad_(False).float()
     nets: dict[str, AnyControlNet] = {}
@@ -71,13 +82,19 @@ def train_together(
     for net in nets.values():
         for_training(net, device)
     modules = share_trunk(nets)
+    learned = list(modules.named_parameters())
+    if draw_base is not None:
+        learned += [(f"{BASE}.{name}", p) for name, p in unet.requires_grad_(True).named_parameters()]
     criterion = DiffusionLoss(config.schedule)
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
         name = turns[step % len(turns)]
+        if name == BASE and draw_base is not None:
+            return base_loss(criterion, unet, draw_base(generator), generator)
         return control_loss(criterion, unet, nets[name], draws[name](generator), generator)
 
-    trainer = Trainer(modules.named_parameters(), loop)
+    trainer = Trainer(learned, loop)
     trainer.run(loss, batch_size)
     trainer.use_average()
+    unet.requires_grad_(False)
     return {name: net.requires_grad_(False) for name, net in nets.items()}

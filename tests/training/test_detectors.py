@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
 
 from annotators.depth import WEIGHTS as MIDAS
@@ -107,6 +108,38 @@ def test_a_run_goes_on_with_the_next_samples_and_exports_what_loads(
         drawn.clear()
     loaded = load("segmentation", out)
     assert isinstance(loaded, uniformer.UperNet) and loaded.config.side == 256
+
+
+@pytest.mark.parametrize("name", ["depth", "segmentation"])
+def test_a_new_run_goes_on_from_an_exported_detector(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(train, "NORM_BATCHES", 1)
+    task, begun, out = TASKS[name], tmp_path / "begun.safetensors", tmp_path / "out.safetensors"
+    torch.manual_seed(5)
+    export_detector(task, task.build(), begun)
+    loop = LoopConfig(output=tmp_path / "run", steps=1, learning_rate=0.0)
+    options = {"batch_size": 2, "device": CPU, "workers": 0, "output": out, "side": 64}
+    train_detector(name, NOWHERE, loop, start=begun, **options)  # type: ignore[arg-type]
+    before, after = load_file(begun), load_file(out)
+    for key, value in before.items():
+        if "running" not in key:
+            assert torch.allclose(after[key].float(), value.float(), rtol=2e-3, atol=1e-6), key
+
+
+def test_a_run_cannot_begin_with_a_network_that_it_does_not_train(tmp_path: Path) -> None:
+    path, loop = tmp_path / "pose.safetensors", LoopConfig(output=tmp_path / "run", steps=1)
+    task = TASKS["pose"]
+    export_detector(task, task.build(), path)  # its normalisations are merged into the convolutions
+    with pytest.raises(ValueError, match="without --start"):
+        train_detector(
+            "pose", NOWHERE, loop, batch_size=1, device=CPU, workers=0, output=tmp_path / "out", start=path
+        )
+
+
+def test_the_side_of_the_scenes_can_be_given() -> None:
+    assert [Batches("depth", NOWHERE, 2, 10, 64).arguments(step)[-1] for step in (0, 9)] == [64, 64]
+    assert Batches("depth", NOWHERE, 2, 10).arguments(9)[-1] == 256
 
 
 def test_workers_draw_the_same_batches_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:

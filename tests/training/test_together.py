@@ -13,14 +13,17 @@ from safetensors.torch import load_file, save_file
 from core.config import ModelConfig
 from core.models.controlnet import ControlNet
 from core.models.unet import UNet
+from core.models.vae import AutoencoderKL
+from core.models.variants import AnyControlNet
 from core.training.__main__ import TURNS, main
-from core.training.base import Denoiser, load_text
+from core.training.base import BaseBatch, Denoiser, load_text
 from core.training.control import ControlBatch, trained_over
+from core.training.export import export_base
 from core.training.hints import CONTROLS
 from core.training.loop import LoopConfig
-from core.training.start import load_start
+from core.training.start import load_start, unpack
 from core.training.together import share_trunk, train_together
-from core.weights.checkpoint import load_control
+from core.weights.checkpoint import load_base, load_control
 
 TRUNK = "input_blocks.0.0.weight"
 
@@ -80,9 +83,49 @@ def test_what_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path: Path, conf
             assert torch.equal(value, pieces[name].state_dict()[key]), (name, key)
 
 
+def _train_with_base(config: ModelConfig, run: Path, steps: int) -> tuple[UNet, dict[str, AnyControlNet]]:
+    def draw_base(generator: torch.Generator) -> BaseBatch:
+        drawn = _draw(config, 1.0)(generator)
+        return BaseBatch(drawn.x_0, drawn.context)
+
+    draws, unet = {"canny": _draw(config, 1.0), "seg": _draw(config, 0.5)}, _unet(config)
+    loop = LoopConfig(output=run, steps=steps, warmup=1, muon=True)
+    turns = ("base", "canny", "seg")
+    return unet, train_together(config, unet, draws, turns, loop, batch_size=2, draw_base=draw_base)
+
+
+def test_a_base_that_has_turns_learns_in_all_steps_and_a_locked_one_never(
+    tmp_path: Path, config: ModelConfig
+) -> None:
+    before = _unet(config).state_dict()
+    moved: list[float] = []
+    for steps in (1, 2):
+        unet, nets = _train_with_base(config, tmp_path / str(steps), steps)
+        after = unet.state_dict()
+        moved.append(sum(float((after[key] - value).abs().sum()) for key, value in before.items()))
+        touched = [float(net.get_parameter("zero_convs.0.0.weight").abs().max()) > 0 for net in nets.values()]
+        assert touched == [steps == 2, False]  # the first step was the base's own
+        assert not any(p.requires_grad for p in unet.parameters())
+    assert 0 < moved[0] < moved[1]
+    unet, draws = _unet(config), {"canny": _draw(config, 1.0)}
+    loop = LoopConfig(output=tmp_path / "locked", steps=1)
+    train_together(config, unet, draws, ("canny",), loop, batch_size=2)
+    assert all(torch.equal(value, before[key]) for key, value in unet.state_dict().items())
+
+
+def test_a_base_that_learns_goes_on_too_as_if_it_had_not_been_interrupted(
+    tmp_path: Path, config: ModelConfig
+) -> None:
+    whole, _ = _train_with_base(config, tmp_path / "whole", 5)
+    _train_with_base(config, tmp_path / "pieces", 2)
+    pieces, _ = _train_with_base(config, tmp_path / "pieces", 5)
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, pieces.state_dict()[key]), key
+
+
 def test_turns_that_name_other_controls_than_there_are_say_so(tmp_path: Path, config: ModelConfig) -> None:
     loop, unet, draws = LoopConfig(output=tmp_path, steps=1), _unet(config), {"canny": _draw(config, 1.0)}
-    for turns in (("canny", "seg"), ()):
+    for turns in (("canny", "seg"), ("canny", "base"), ()):
         with pytest.raises(ValueError, match="name each of canny"):
             train_together(config, unet, draws, turns, loop, batch_size=2)
     with pytest.raises(ValueError, match="name one at least"):
@@ -107,6 +150,8 @@ def test_the_command_goes_on_from_what_carry_left_and_ships_one_trunk(
     torch.nn.init.normal_(learned.get_parameter("zero_convs.0.0.bias"))
     (runs / "control_seg").mkdir()
     save_file(learned.state_dict(), runs / "control_seg" / "start.safetensors")
+    export_base(config, model.unet, AutoencoderKL(config.vae), model.text, tmp_path / "old.safetensors")
+    unpack(config, tmp_path / "old.safetensors", runs / "vae", runs / "base")
     data.mkdir()
     rng = np.random.default_rng(0)
     np.save(data / "images.npy", rng.integers(0, 256, (4, 64, 64, 3), np.uint8))
@@ -130,3 +175,14 @@ def test_the_command_goes_on_from_what_carry_left_and_ships_one_trunk(
     load_start(begun, runs / "control_seg")
     kept = (state["seg"]["zero_convs.0.0.bias"] - begun.state_dict()["zero_convs.0.0.bias"]).abs().max()
     assert float(kept) < 0.05
+    assert not (ckpts / "base.safetensors").exists()
+    with_base = ["--turns", "base", "canny", "seg", *more[3:], "--steps", "3"]
+    assert main([*command_line, *with_base]) == 0
+    old, new = (
+        load_base(config, path, device=cpu, dtype=torch.float32)
+        for path in (tmp_path / "old.safetensors", ckpts / "base.safetensors")
+    )
+    key = "out.2.weight"  # of a fresh UNet the first to learn
+    assert not torch.equal(old.unet.state_dict()[key], new.unet.state_dict()[key])
+    for name, tensor in old.vae.state_dict().items():
+        assert torch.equal(tensor, new.vae.state_dict()[name]), name

@@ -30,6 +30,8 @@ SCALES = 4  # each half as fine as the one before, at which slopes are compared
 NORMALS_WEIGHT = 0.3
 START = 0.3  # nearness that the network begins with: a ReLU that begins at 0 could stay there
 
+LAST = "scratch.output_conv.4."  # the convolution that gives the depth
+
 
 class DepthTask(Task):
     """Learns nearness 0 to 1; the exported network gives it in MiDaS's units, on which normals depend."""
@@ -71,8 +73,12 @@ class DepthTask(Task):
 
     def exported(self, net: nn.Module) -> Mapping[str, Tensor]:
         """Return the tensors, the last convolution scaled to MiDaS's units."""
-        last = "scratch.output_conv.4."
-        return {k: v * NORMAL_STRENGTH if k.startswith(last) else v for k, v in net.state_dict().items()}
+        return {k: v * NORMAL_STRENGTH if k.startswith(LAST) else v for k, v in net.state_dict().items()}
+
+    def begin(self, net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        """Give ``net`` an exported network's tensors, the last convolution in the units that it learns."""
+        own = {k: v.float() / NORMAL_STRENGTH if k.startswith(LAST) else v for k, v in tensors.items()}
+        super().begin(net, own)
 
 
 def _steps(depth: Tensor) -> tuple[Tensor, Tensor]:

@@ -54,6 +54,19 @@ class Task(ABC):
         """Return the trained network's tensors under the file's names."""
         return net.state_dict()
 
+    def begin(self, net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        """Give ``net`` what ``exported`` made of a trained one, to go on from there.
+
+        Raises:
+            ValueError: the file's tensors are not those of a network that can go on.
+        """
+        own = net.state_dict()
+        count = "num_batches_tracked"  # whole numbers, which the file has not
+        wanted = {key: value.shape for key, value in own.items() if not key.endswith(count)}
+        if wanted != {key: value.shape for key, value in tensors.items()}:
+            raise ValueError(f"training cannot go on from this {self.file}: begin without --start.")
+        net.load_state_dict(own | {key: value.float() for key, value in tensors.items()})
+
     def side(self, progress: float) -> int:
         """Return the side of the scenes, in pixels, at ``progress``, the share of the steps that are done."""
         return next(side for begin, side in reversed(self.sides) if progress >= begin)

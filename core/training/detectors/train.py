@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from core.runtime.device import autocast
@@ -53,13 +53,19 @@ def draw_batch(name: str, sprites: Path, first: int, size: int, side: int) -> Ba
 class Batches:
     """The batches of a run by step; ``workers`` processes prepare them, or none does."""
 
-    def __init__(self, name: str, sprites: Path, batch_size: int, steps: int) -> None:
-        """Draw ``batch_size`` samples a step, of the size that the task wants at that step of ``steps``."""
+    def __init__(
+        self, name: str, sprites: Path, batch_size: int, steps: int, side: int | None = None
+    ) -> None:
+        """Draw ``batch_size`` samples a step, ``side`` pixels wide and high.
+
+        Without ``side`` they are of the size that the task wants at that step of ``steps``.
+        """
         self.name, self.sprites, self.batch_size, self.steps = name, sprites, batch_size, steps
+        self.side = side
 
     def arguments(self, step: int) -> tuple[str, Path, int, int, int]:
         """Return what ``draw_batch`` is given for a step."""
-        side = TASKS[self.name].side(step / max(1, self.steps))
+        side = self.side or TASKS[self.name].side(step / max(1, self.steps))
         return self.name, self.sprites, step * self.batch_size, self.batch_size, side
 
     def run(self, first: int, workers: int) -> Generator[Batch]:
@@ -93,17 +99,26 @@ def train_detector(
     device: torch.device,
     workers: int,
     output: Path,
+    start: Path | None = None,
+    side: int | None = None,
 ) -> None:
     """Train the detector called ``name``; resumes from ``loop.output``; writes ``output`` in the end.
 
     ``sprites`` is the folder of the toy world's sprites; ``workers`` processes draw the scenes, or, if 0,
-    the one that trains does.
+    the one that trains does. ``start`` is an exported file that a new run goes on from, ``side`` as for
+    ``Batches``.
+
+    Raises:
+        ValueError: training cannot go on from ``start``.
     """
     task = TASKS[name]
     torch.manual_seed(loop.seed)
-    net = task.build().to(device)
+    net = task.build()
+    if start is not None:
+        task.begin(net, load_file(start))
+    net.to(device)
     trainer = Trainer(net.named_parameters(), loop)
-    source = Batches(name, sprites, batch_size, loop.steps)
+    source = Batches(name, sprites, batch_size, loop.steps, side)
     batches = source.run(trainer.step, workers)
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
