@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from core.config import CONTROL_VARIANTS, ModelConfig, load_config, with_variant
 from core.errors import SuiteError
 from core.training import variants_cli
+from core.training.allocator import keep_freed_memory
 from core.training.controlnet_cli import add_commands, run_command
 
 if TYPE_CHECKING:
@@ -299,4 +300,5 @@ def run_stage(args: argparse.Namespace, config: ModelConfig) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main())
