@@ -63,16 +63,23 @@ class SceneControlBatches:
     """
 
     def __init__(
-        self, data: Path, text: TextEncoder, control: str, size: int, crop: int | None = None
+        self,
+        data: Path,
+        text: TextEncoder,
+        control: str,
+        size: int,
+        crop: int | None = None,
+        scenes: LatentScenes | None = None,
     ) -> None:
         """Read the cached scenes of ``data`` for the ControlNet ``control``, ``size`` samples a batch.
 
         ``crop`` trains on random squares of so many pixels, a multiple of the autoencoder's factor.
+        ``scenes`` are those of ``data``, where they are open: several controls need their latents once.
         """
         if control not in CONTROLS:
             raise ValueError(f"control is {control!r}: give one of {', '.join(CONTROLS)}.")
         self.device = text.positional_embedding.device
-        self.dataset = LatentScenes.open(data, self.device)
+        self.dataset = LatentScenes.open(data, self.device) if scenes is None else scenes
         self.text = text
         self.cached = CachedHints.open(data, control) if control in HINT_MAKERS else None
         self.size = size

@@ -113,14 +113,12 @@ def train_demo_controls(
     base = load_denoiser(config, base_run)
     base.text.to(device)
     names = tuple(name for name in dict.fromkeys(turns) if name != BASE)
-    draw_base = None
-    if BASE in turns:
-        scenes = LatentScenes.open(data, device)
-        draw_base = SceneBatches(scenes, base.text, batch_size, crop)
+    scenes = LatentScenes.open(data, device)
+    draw_base = SceneBatches(scenes, base.text, batch_size, crop) if BASE in turns else None
     nets = train_together(
         config,
         base.unet,
-        {name: SceneControlBatches(data, base.text, name, batch_size, crop) for name in names},
+        {name: SceneControlBatches(data, base.text, name, batch_size, crop, scenes) for name in names},
         turns,
         loop,
         batch_size=batch_size,

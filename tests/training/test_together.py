@@ -18,6 +18,7 @@ from core.models.variants import AnyControlNet
 from core.training.__main__ import TURNS, main
 from core.training.base import BaseBatch, Denoiser, load_text
 from core.training.control import ControlBatch, trained_over
+from core.training.data import LatentScenes
 from core.training.export import export_base
 from core.training.hints import CONTROLS
 from core.training.loop import LoopConfig
@@ -161,7 +162,15 @@ def test_the_command_goes_on_from_what_carry_left_and_ships_one_trunk(
     (data / "hints_seg.json").write_text("[0, 1, 3]")
     command_line = ["controls", "--runs", str(runs), "--data", str(data), "--ckpts", str(ckpts)]
     more = ["--turns", "canny", "seg", "--batch", "2", "--warmup", "1", "--device", "cpu", "--crop", "32"]
+    opened, read = [], LatentScenes.open
+
+    def counted(folder: Path, device: torch.device | None = None) -> LatentScenes:
+        opened.append(folder)
+        return read(folder, device)
+
+    monkeypatch.setattr(LatentScenes, "open", counted)
     assert main([*command_line, *more, "--steps", "2"]) == 0
+    assert opened == [data]  # all controls share the latents
     cpu = torch.device("cpu")
     nets = {
         name: load_control(config, ckpts / f"{name}.safetensors", device=cpu, dtype=torch.float32)
