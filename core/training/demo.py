@@ -115,6 +115,7 @@ def train_demo_controls(
     names = tuple(name for name in dict.fromkeys(turns) if name != BASE)
     scenes = LatentScenes.open(data, device)
     draw_base = SceneBatches(scenes, base.text, batch_size, crop) if BASE in turns else None
+    vae = load_vae(config, loop.output.parent / "vae") if BASE in turns else None  # told now if it is missing
     nets = train_together(
         config,
         base.unet,
@@ -126,8 +127,7 @@ def train_demo_controls(
         starts={name: loop.output.parent / f"control_{name}" for name in names},
         device=device,
     )
-    if BASE in turns:
-        vae = load_vae(config, loop.output.parent / "vae")
+    if vae is not None:
         export_base(config, base.unet, vae, base.text, ckpts / "base.safetensors")
     for name, net in nets.items():
         over = None if name == names[0] else ckpts / f"{names[0]}.safetensors"
