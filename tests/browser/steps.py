@@ -36,6 +36,8 @@ def ask(page: Any, prompt: str, app: str = "canny") -> None:
 def open_options(page: Any, app: str = "canny") -> None:
     page.get_by_text("Advanced options", exact=True).locator("visible=true").click()
     page.wait_for_selector(f"#{app}-steps")
+    # No visitor types before what has opened is painted, and Gradio sets its boxes once more until then.
+    page.evaluate("() => new Promise((r) => requestAnimationFrame(() => requestAnimationFrame(r)))")
 
 
 def number(page: Any, name: str, app: str = "canny") -> float:
