@@ -29,7 +29,7 @@ from core.training.toyworld.sprites import SpriteLibrary
 Image = NDArray[np.uint8]
 SIDE = 64  # px: of what the network sees
 WIDTHS = (32, 64, 128, 256)
-STEPS = 1000  # of 64 sprites: a minute on one core
+STEPS = 4000  # of 64 sprites: two to four minutes
 NORM_BATCHES = 20  # from which the normalisations' means are taken in the end
 PLACES = 256  # pictures of places, on which all sprites are pasted
 
