@@ -25,7 +25,8 @@ class UNetConfig:
 
     ``attention_resolutions`` are downsampling factors at which transformers stand. Exactly one of
     ``num_heads`` (the same number at every level) and ``num_head_channels`` (the same size at every level)
-    is positive.
+    is positive. ``level_res_blocks``, where given, takes the place of ``num_res_blocks``: one number for each
+    level, the finest first.
     """
 
     in_channels: int = 4
@@ -39,6 +40,12 @@ class UNetConfig:
     transformer_depth: int = 1
     context_dim: int = MISSING
     use_linear_in_transformer: bool = False
+    level_res_blocks: list[int] | None = None
+
+    @property
+    def res_blocks(self) -> tuple[int, ...]:
+        """How many residual blocks the encoder has at each level, the finest first; the decoder one more."""
+        return tuple(self.level_res_blocks or [self.num_res_blocks] * len(self.channel_mult))
 
 
 @dataclass
@@ -198,6 +205,11 @@ def _check(config: ModelConfig, path: Path) -> None:
     unet, text = config.unet, config.text
     if (unet.num_heads > 0) == (unet.num_head_channels > 0):
         raise ConfigError(f"{path}: give exactly one of unet.num_heads and unet.num_head_channels.")
+    if len(unet.res_blocks) != len(unet.channel_mult) or min(unet.res_blocks) < 1:
+        raise ConfigError(
+            f"{path}: unet.level_res_blocks is {unet.level_res_blocks}: give {len(unet.channel_mult)} "
+            "numbers above 0, one for each of unet.channel_mult."
+        )
     if config.schedule.parameterization not in PARAMETERIZATIONS:
         raise ConfigError(
             f"{path}: schedule.parameterization is {config.schedule.parameterization!r}: "

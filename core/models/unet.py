@@ -46,7 +46,7 @@ class UNetEncoder(nn.Module):
         self.factors = [1]  # how many times smaller than the input each block's output is
         ds = 1
         for level, mult in enumerate(config.channel_mult):
-            for _ in range(config.num_res_blocks):
+            for _ in range(config.res_blocks[level]):
                 layers: list[nn.Module] = [ResBlock(ch, mult * config.model_channels, emb)]
                 ch = mult * config.model_channels
                 if ds in config.attention_resolutions:
@@ -127,12 +127,12 @@ class UNet(UNetEncoder):
         ds = 2 ** (len(config.channel_mult) - 1)
         self.output_blocks = nn.ModuleList()
         for level, mult in reversed(list(enumerate(config.channel_mult))):
-            for i in range(config.num_res_blocks + 1):
+            for i in range(config.res_blocks[level] + 1):
                 layers: list[nn.Module] = [ResBlock(ch + skips.pop(), mult * config.model_channels, emb)]
                 ch = mult * config.model_channels
                 if ds in config.attention_resolutions:
                     layers.append(self._transformer(ch, ds))
-                if level and i == config.num_res_blocks:
+                if level and i == config.res_blocks[level]:
                     layers.append(Upsample(ch))
                     ds //= 2
                 self.output_blocks.append(TimestepSequential(*layers))

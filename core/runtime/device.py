@@ -109,13 +109,18 @@ def for_training(net: nn.Module, device: torch.device) -> None:
     net.to(device, **with_layout)  # type: ignore[call-overload]
 
 
-def autocast(kind: str) -> torch.autocast:
-    """Return the context in which to train on a device of this ``kind``: bfloat16 where it is native.
+def training_dtype(kind: str) -> torch.dtype:
+    """Return the format to train in on a device of this ``kind``: bfloat16 where it is native, else float32.
 
     A CPU that has to emulate it is about 150 times slower with it than with float32.
     """
     native = cpu_has_bfloat16() if kind == "cpu" else kind == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.autocast(kind, torch.bfloat16, enabled=native)
+    return torch.bfloat16 if native else torch.float32
+
+
+def autocast(kind: str) -> torch.autocast:
+    """Return the context in which to train on a device of this ``kind``, in ``training_dtype``."""
+    return torch.autocast(kind, torch.bfloat16, enabled=training_dtype(kind) == torch.bfloat16)
 
 
 def training_attention(kind: str) -> AbstractContextManager[None]:

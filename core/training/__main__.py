@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,8 @@ def _stage(commands: argparse._SubParsersAction, name: str, words: str) -> argpa
 def _training(parser: argparse.ArgumentParser, *, steps: int, rate: float, batch: int) -> None:
     parser.add_argument("--steps", type=int, default=steps, help=f"optimiser steps in all (default {steps})")
     parser.add_argument("--minutes", type=float, help="end this run after so long; the next one resumes")
+    words = "share of --minutes, at their end, in which the rate falls to zero, for a run ended by the clock"
+    parser.add_argument("--fall", type=float, default=0.0, help=words)
     parser.add_argument("--rate", type=float, default=rate, help=f"learning rate (default {rate:g})")
     parser.add_argument("--warmup", type=int, default=100, help="first steps, over which the rate rises")
     parser.add_argument("--decay", type=int, default=0, help="last steps over which the rate falls to zero")
@@ -88,6 +91,16 @@ def parser() -> argparse.ArgumentParser:
     choices = (*TURNS, "base")
     sub.add_argument("--turns", nargs="+", choices=choices, default=TURNS, metavar="CONTROL", help=words)
     sub.add_argument("--crop", type=int, help="train on squares of so many pixels (default the whole)")
+    sub.add_argument("--ckpts", type=Path, default=CKPTS, help="folder of the exported files")
+    sub = _stage(commands, "stream", "train base and ControlNets on a GPU, on scenes made meanwhile")
+    _training(sub, steps=1_000_000, rate=1e-3, batch=256)
+    sub.add_argument("--scenes", type=int, default=65536, help="scenes in all (default 65536)")
+    sub.add_argument("--truth", type=int, default=16384, help="scenes with all maps (default 16384)")
+    sub.add_argument("--workers", type=int, default=14, help="processes that make scenes (default 14)")
+    sub.add_argument("--turns", nargs="+", choices=choices, default=choices, metavar="CONTROL", help=words)
+    sub.add_argument("--compile", action="store_true", help="faster steps, after a minute or two")
+    sub.add_argument("--export-every", type=float, help="minutes after which to write the files meanwhile")
+    sub.add_argument("--start", type=Path, default=CKPTS, help="folder of exported files to go on from")
     sub.add_argument("--ckpts", type=Path, default=CKPTS, help="folder of the exported files")
     sub = commands.add_parser("detector", help="train a small detector on the toy world and export it")
     _training(sub, steps=2400, rate=1e-3, batch=8)
@@ -190,6 +203,8 @@ def _run_demo(args: argparse.Namespace) -> None:
         return
     if args.command == "detector":
         return run_detector(args)
+    if args.command == "stream":
+        return run_stream(args, config)
     if args.command == "variants":
         return variants_cli.run_command(args, config)
     if args.command == "hints":
@@ -222,6 +237,30 @@ def run_detector(args: argparse.Namespace) -> None:
     )
 
 
+def run_stream(args: argparse.Namespace, config: ModelConfig) -> None:
+    """Train base and ControlNets on scenes that are made meanwhile."""
+    from core.runtime.device import resolve_device
+    from core.training.streaming import StreamedRun, train_streamed
+    from core.training.toyworld.sprites import SpriteLibrary
+
+    run = StreamedRun(
+        start=args.start,
+        ckpts=args.ckpts,
+        data=args.data,
+        turns=args.turns,
+        batch_size=args.batch,
+        scenes=args.scenes,
+        with_truth=args.truth,
+        workers=args.workers,
+        compiled=args.compile,
+        export_every=args.export_every,
+    )
+    loop = replace(
+        _loop(args, args.runs / "stream"), save_every=1_000_000
+    )  # a lease is short: save at the end
+    train_streamed(config, SpriteLibrary.load(), run, loop, resolve_device(args.device))
+
+
 def _loop(args: argparse.Namespace, output: Path) -> LoopConfig:
     from core.training.loop import LoopConfig
 
@@ -233,6 +272,7 @@ def _loop(args: argparse.Namespace, output: Path) -> LoopConfig:
         warmup=args.warmup,
         decay=args.decay,
         muon=args.optimizer == "muon",
+        fall=args.fall,
     )
 
 

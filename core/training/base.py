@@ -135,8 +135,7 @@ def base_loss(
     ``late`` is as for ``draw``.
     """
     device = batch.x_0.device
-    drawn = draw(tuple(batch.x_0.shape), criterion.timesteps, generator, late=late)
-    noise, t = (v.to(device) for v in drawn)
+    noise, t = draw(tuple(batch.x_0.shape), criterion.timesteps, generator, late=late, device=device)
     x_t = criterion.noised(batch.x_0, noise, t)
     with autocast(device.type), training_attention(device.type):
         prediction = unet(x_t, t, batch.context)

@@ -49,7 +49,7 @@ def control_loss(
 ) -> Tensor:
     """Return the denoising loss of a batch, with noise and time steps that ``generator`` draws."""
     device = batch.x_0.device
-    noise, t = (v.to(device) for v in draw(tuple(batch.x_0.shape), criterion.timesteps, generator))
+    noise, t = draw(tuple(batch.x_0.shape), criterion.timesteps, generator, device=device)
     x_t = criterion.noised(batch.x_0, noise, t)
     with autocast(device.type), training_attention(device.type):
         prediction = control_prediction(unet, net, batch, x_t, t)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.config import ScheduleConfig
+from core.runtime.device import CPU
 from core.sampling.schedule import Schedule
 
 
@@ -40,17 +41,31 @@ class DiffusionLoss:
         return F.mse_loss(prediction.float(), self.target(x_0, noise, t))
 
 
+def on_device(generator: torch.Generator, device: torch.device) -> torch.Generator:
+    """Return a random stream of ``device``: ``generator``, or one that begins with what that gives next."""
+    if generator.device.type == device.type:
+        return generator
+    return torch.Generator(device).manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+
+
 def draw(
-    shape: tuple[int, ...], timesteps: int, generator: torch.Generator, *, late: bool = False
+    shape: tuple[int, ...],
+    timesteps: int,
+    generator: torch.Generator,
+    *,
+    late: bool = False,
+    device: torch.device = CPU,
 ) -> tuple[Tensor, Tensor]:
     """Draw noise of ``shape`` and a time step for each sample, spread evenly over the schedule.
 
     With ``late`` the noisy end comes more often, where words decide what there will be: half of the time
-    steps are in the last quarter.
+    steps are in the last quarter. Both are drawn on ``device``.
     """
-    noise = torch.randn(shape, generator=generator)
+    generator = on_device(generator, device)
+    noise = torch.randn(shape, generator=generator, device=device)
     batch = shape[0]
-    spread = (torch.randperm(batch, generator=generator) + torch.rand(batch, generator=generator)) / batch
+    order = torch.randperm(batch, generator=generator, device=device)
+    spread = (order + torch.rand(batch, generator=generator, device=device)) / batch
     if late:
         spread = 1.0 - spread.square()
     return noise, (spread * timesteps).long().clamp_(max=timesteps - 1)

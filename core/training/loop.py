@@ -36,12 +36,15 @@ class LoopConfig:
     rises over ``warmup`` steps, stays, and falls linearly to zero over the last ``decay`` steps. A step adds
     up the gradients of ``accumulate`` batches. ``ema_decay`` 0 keeps no moving average, ``clip_norm`` 0 clips
     nothing. ``keep`` is how many numbered checkpoints stay; 0 is for a single one. ``offload`` keeps the
-    weights that are optimised, and the optimiser's state, in main memory.
+    weights that are optimised, and the optimiser's state, in main memory. ``fall`` is the share of the
+    ``minutes``, at their end, over which the rate falls to zero, for a run that ends by the clock; then it is
+    over, whatever ``steps`` say.
     """
 
     output: Path
     steps: int
     minutes: float | None = None
+    fall: float = 0.0
     learning_rate: float = 5e-4
     weight_decay: float = 0.01
     warmup: int = 100
@@ -101,6 +104,7 @@ class Trainer:
         self.optimizer = self._optimizer(self._groups(factor_of))
         self.step, self.loss_scale = 0, config.loss_scale
         self.stopped = False  # by Ctrl-C or SIGTERM
+        self._fallen = 1.0  # what the clock leaves of the rate
         self._saved_step = -1
         self.checkpoints = Checkpoints(config.output, config.keep)
         found = self.checkpoints.read()
@@ -164,7 +168,7 @@ class Trainer:
     def one_step(self, loss_function: LossFunction) -> tuple[float, float]:
         """Take one optimiser step; return the loss and the gradient norm."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.rate(self.step) * group["factor"]
+            group["lr"] = self.config.rate(self.step) * self._fallen * group["factor"]
         loss, norm = self._gradients(loss_function)
         while not math.isfinite(norm):
             if self.loss_scale <= 1.0:
@@ -251,6 +255,7 @@ class Trainer:
         with StopSign() as stop, progress:
             try:
                 while self.step < config.steps and not self.stopped:
+                    self._fallen = self._left_of_rate(time.monotonic() - began)
                     loss, norm = self.one_step(loss_function)
                     progress(self.step, loss, norm)
                     if after_step is not None:
@@ -267,6 +272,12 @@ class Trainer:
                 raise
             self._save_last()
             self.processes.wait()
+
+    def _left_of_rate(self, seconds: float) -> float:
+        config = self.config
+        if config.minutes is None or not config.fall:
+            return 1.0
+        return min(1.0, max(0.0, (1.0 - seconds / (config.minutes * 60)) / config.fall))
 
     def _save_or_go_on(self) -> None:
         if not self.processes.first:

@@ -6,11 +6,14 @@ scaled to the size of AdamW's (arXiv 2502.16982).
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from core.runtime.device import training_dtype
 
 ROUNDS = 5
 QUINTIC = (3.4445, -4.7750, 2.0315)  # coefficients under which singular values go to about 1
@@ -18,16 +21,23 @@ LIKE_ADAMW = 0.2  # root mean square of AdamW's steps, for each unit of learning
 
 
 @torch.no_grad()
-def orthogonalised(matrix: Tensor) -> Tensor:
-    """Return nearly the orthonormal matrix next to ``matrix`` (m, n), by Newton-Schulz in bfloat16."""
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.T if tall else matrix).bfloat16()
-    x = x / x.norm().clamp(min=1e-7)
+def orthogonalised(matrices: Tensor) -> Tensor:
+    """Return nearly the orthonormal matrix next to each of ``matrices`` (..., m, n), by Newton-Schulz.
+
+    It computes in bfloat16, but for processors that have to emulate that.
+    """
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = (matrices.mT if tall else matrices).to(training_dtype(matrices.device.type))
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    several = x.flatten(0, -3) if x.ndim > 3 else x.view(-1, *x.shape[-2:])
     a, b, c = QUINTIC
     for _ in range(ROUNDS):
-        square = x @ x.T
-        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    return (x.T if tall else x).to(matrix.dtype)
+        square = several @ several.mT
+        several = torch.baddbmm(
+            several, torch.baddbmm(square, square, square, beta=b, alpha=c), several, beta=a
+        )
+    x = several.view(x.shape)
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -53,30 +63,50 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Take a step with the gradients there are."""
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                p.mul_(1.0 - group["lr"] * group["weight_decay"])
-                p.add_(self._update(p, p.grad, group), alpha=-group["lr"])
+            given = [p for p in group["params"] if p.grad is not None]
+            if not given:
+                continue
+            torch._foreach_mul_(given, 1.0 - group["lr"] * group["weight_decay"])
+            alike = defaultdict(list)  # of one shape: together they take as many calls as one
+            for p in given:
+                if p.ndim >= 2:
+                    alike[len(p), p.numel() // len(p)].append(p)
+            for matrices in alike.values():
+                self._orthogonal_step(matrices, group)
+            vectors = [p for p in given if p.ndim < 2]
+            if vectors:
+                self._adam_step(vectors, group)
 
-    def _update(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
-        state = self.state[p]
-        if p.ndim < 2:
-            return _adam(state, grad, group)
-        average = state.setdefault("momentum", torch.zeros_like(p))
-        average.lerp_(grad, 1.0 - group["momentum"])
-        ahead = grad.lerp(average, group["momentum"]).flatten(1)
-        size = LIKE_ADAMW * max(ahead.shape) ** 0.5
-        return (orthogonalised(ahead) * size).view(p.shape)
+    def _orthogonal_step(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """Move matrices and convolutions of one shape."""
+        grads = [p.grad for p in params if p.grad is not None]
+        for p in params:
+            if not self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+        averages = [self.state[p]["momentum"] for p in params]
+        torch._foreach_lerp_(averages, grads, 1.0 - group["momentum"])
+        ahead = torch._foreach_lerp(grads, averages, group["momentum"])
+        stacked = torch.stack([value.flatten(1) for value in ahead])
+        size = LIKE_ADAMW * max(stacked.shape[1:]) ** 0.5
+        moves = [move.view(p.shape) for move, p in zip(orthogonalised(stacked), params, strict=True)]
+        torch._foreach_add_(params, moves, alpha=-group["lr"] * size)
 
-
-def _adam(state: dict[str, Any], grad: Tensor, group: dict[str, Any]) -> Tensor:
-    if not state:
-        state.update(step=0, exp_avg=torch.zeros_like(grad), exp_avg_sq=torch.zeros_like(grad))
-    state["step"] += 1
-    first, second = group["betas"]
-    state["exp_avg"].lerp_(grad, 1.0 - first)
-    state["exp_avg_sq"].lerp_(grad.square(), 1.0 - second)
-    mean = state["exp_avg"] / (1.0 - first ** state["step"])
-    spread = (state["exp_avg_sq"] / (1.0 - second ** state["step"])).sqrt()
-    return mean / (spread + group["eps"])
+    def _adam_step(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """Move vectors."""
+        first, second = group["betas"]
+        grads = [p.grad for p in params if p.grad is not None]
+        for p in params:
+            if not self.state[p]:
+                self.state[p].update(step=0, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+            self.state[p]["step"] += 1
+        states = [self.state[p] for p in params]
+        means, squares = [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
+        torch._foreach_lerp_(means, grads, 1.0 - first)
+        torch._foreach_mul_(squares, second)
+        torch._foreach_addcmul_(squares, grads, grads, 1.0 - second)
+        spreads = torch._foreach_div(squares, [1.0 - second ** s["step"] for s in states])
+        torch._foreach_sqrt_(spreads)
+        torch._foreach_add_(spreads, group["eps"])
+        moves = torch._foreach_div(means, spreads)
+        torch._foreach_mul_(moves, [-group["lr"] / (1.0 - first ** s["step"]) for s in states])
+        torch._foreach_add_(params, moves)

@@ -16,6 +16,7 @@ from core.models.unet import UNet
 from core.models.variants import AnyControlNet, control_class
 from core.runtime.device import CPU, for_training
 from core.training.base import BaseBatch, base_loss
+from core.training.compiling import compile_blocks
 from core.training.control import ControlBatch, control_loss, trained_over
 from core.training.diffusion import DiffusionLoss
 from core.training.loop import LoopConfig, Trainer
@@ -53,14 +54,19 @@ def train_together(
     batch_size: int,
     draw_base: Callable[[torch.Generator], BaseBatch] | None = None,
     starts: Mapping[str, Path] | None = None,
+    nets: Mapping[str, AnyControlNet] | None = None,
+    compiled: bool = False,
+    after_step: Callable[[Trainer, Mapping[str, AnyControlNet]], None] | None = None,
     device: torch.device = CPU,
 ) -> dict[str, AnyControlNet]:
     """Train a ControlNet for each name in ``draws``, which gives its batches, on ``unet``.
 
     One control learns in each step, in the order of ``turns``, again and again; the trunk learns in all of
     them. The first name's network gives the trunk it starts with. ``starts`` names the folders of those that
-    go on from something, as ``carry`` leaves them. It resumes from ``loop.output``, and returns the moving
-    averages. The batches must lie on ``device``.
+    go on from something, as ``carry`` leaves them; or ``nets`` gives all networks. It resumes from
+    ``loop.output``, and returns the moving averages. The batches must lie on ``device``. ``compiled`` lets
+    torch.compile make the steps faster, after a minute or two; all batches must be of one size then.
+    ``after_step`` is given the trainer and the networks.
 
     The ``unet`` is locked, unless ``draw_base`` is given: then "base" has turns too, which are steps without
     a control, the ``unet`` learns in every step, and it is left as its moving average.
@@ -73,28 +79,32 @@ def train_together(
         raise ValueError(f"the turns are {', '.join(turns)}: name each of {', '.join(names)}, and no other.")
     torch.manual_seed(loop.seed)
     unet.requires_grad_(False).float()
-    nets: dict[str, AnyControlNet] = {}
+    made = {}
     for name in draws:
-        nets[name] = control_class(config.control).from_unet(unet, config.control)
+        made[name] = nets[name] if nets else control_class(config.control).from_unet(unet, config.control)
         if starts is not None and name in starts:
-            load_start(nets[name], starts[name])
+            load_start(made[name], starts[name])
     for_training(unet, device)
-    for net in nets.values():
+    for net in made.values():
         for_training(net, device)
-    modules = share_trunk(nets)
+    modules = share_trunk(made)
     learned = list(modules.named_parameters())
     if draw_base is not None:
         learned += [(f"{BASE}.{name}", p) for name, p in unet.requires_grad_(True).named_parameters()]
     criterion = DiffusionLoss(config.schedule)
+    if compiled:
+        compile_blocks([unet, *made.values()])
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
         name = turns[step % len(turns)]
         if name == BASE and draw_base is not None:
             return base_loss(criterion, unet, draw_base(generator), generator)
-        return control_loss(criterion, unet, nets[name], draws[name](generator), generator)
+        return control_loss(criterion, unet, made[name], draws[name](generator), generator)
 
     trainer = Trainer(learned, loop)
-    trainer.run(loss, batch_size)
+    trainer.run(
+        loss, batch_size, None if after_step is None else lambda step, figures: after_step(trainer, made)
+    )
     trainer.use_average()
     unet.requires_grad_(False)
-    return {name: net.requires_grad_(False) for name, net in nets.items()}
+    return {name: net.requires_grad_(False) for name, net in made.items()}

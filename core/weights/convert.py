@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from core.config import ControlNetConfig, ModelConfig, TextConfig, UNetConfig
 
@@ -104,8 +104,8 @@ DIFFUSERS_MIDDLE = ("resnets.0", "attentions.0", "resnets.1")
 def diffusers_key(key: str, unet: UNetConfig, control: ControlNetConfig) -> str:
     """Name the tensor of the diffusers layout that is our ControlNet's ``key``.
 
-    Their blocks are ours in the same order: each level is ``num_res_blocks`` residual blocks, with or without
-    a transformer each, and, but for the last level, one downsampler.
+    Their blocks are ours in the same order: each level is ``res_blocks`` residual blocks, with or without a
+    transformer each, and, but for the last level, one downsampler.
     """
     top, n, rest = key.split(".", 2)
     number = int(n)
@@ -123,12 +123,21 @@ def diffusers_key(key: str, unet: UNetConfig, control: ControlNetConfig) -> str:
         return f"mid_block.{DIFFUSERS_MIDDLE[number]}.{diffusers_inner(rest)}"
     if number == 0:
         return f"conv_in.{rest.removeprefix('0.')}"
-    level, place = divmod(number - 1, unet.num_res_blocks + 1)
+    level, place = level_of(number - 1, unet.res_blocks)
     layer, rest = rest.split(".", 1)
-    if place == unet.num_res_blocks:
+    if place == unet.res_blocks[level]:
         return f"down_blocks.{level}.downsamplers.0.{rest.replace('op.', 'conv.')}"
     kind = "attentions" if layer == "1" else "resnets"
     return f"down_blocks.{level}.{kind}.{place}.{diffusers_inner(rest)}"
+
+
+def level_of(number: int, res_blocks: Sequence[int]) -> tuple[int, int]:
+    """Return a block's level and its place there; each level has one more than ``res_blocks``."""
+    for level, count in enumerate(res_blocks):
+        if number <= count:
+            return level, number
+        number -= count + 1
+    raise IndexError(f"there are {sum(res_blocks) + len(res_blocks)} blocks, not {number + 1} more")
 
 
 def diffusers_inner(rest: str) -> str:

@@ -56,7 +56,7 @@ def _encoder_json(config: ModelConfig, kind: str) -> Json:
         "flip_sin_to_cos": True,
         "freq_shift": 0,
         "in_channels": unet.in_channels,
-        "layers_per_block": unet.num_res_blocks,
+        "layers_per_block": unet.level_res_blocks or unet.num_res_blocks,
         "mid_block_scale_factor": 1,
         "norm_eps": 1e-5,
         "norm_num_groups": 32,

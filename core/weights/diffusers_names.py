@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from core.config import ControlNetConfig, UNetConfig, VAEConfig
-from core.weights.convert import diffusers_inner, diffusers_key
+from core.weights.convert import diffusers_inner, diffusers_key, level_of
 
 UNET_ENDS = {"0": "conv_norm_out", "2": "conv_out"}
 VAE_MIDDLE = {"block_1": "resnets.0", "attn_1": "attentions.0", "block_2": "resnets.1"}
@@ -22,7 +22,7 @@ def unet_key(key: str, unet: UNetConfig) -> str:
         return f"{UNET_ENDS[n]}.{rest}"
     if top != "output_blocks":
         return diffusers_key(key, unet, ControlNetConfig())
-    level, place = divmod(int(n), unet.num_res_blocks + 1)
+    level, place = level_of(int(n), unet.res_blocks[::-1])
     layer, rest = rest.split(".", 1)
     if layer != "0" and rest.startswith("conv."):
         return f"up_blocks.{level}.upsamplers.0.{rest}"
