@@ -220,10 +220,10 @@ def run_detector(args: argparse.Namespace) -> None:
     """Train and export a detector."""
     from core.runtime.device import resolve_device
     from core.training.detectors.train import TASKS, train_detector
-    from core.training.toyworld.sprites import default_cache_dir, fetch_sprites
+    from core.training.toyworld.sprites import SpriteLibrary, default_cache_dir
 
     device = resolve_device(args.device)
-    fetch_sprites(default_cache_dir())
+    SpriteLibrary.load()  # fetched once, before other processes ask for them
     train_detector(
         args.detector,
         default_cache_dir(),

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from core.config import TextConfig
 from core.errors import SuiteError
 from core.models.text_encoder import TextEncoder
 from core.models.vae import AutoencoderKL
@@ -41,8 +42,8 @@ CHUNK = 64  # scenes a process makes at a time
 CAPTIONS = 4  # how many ways each scene's caption is kept in
 DRAWN = ("canny", "depth", "normal", "seg", "openpose")  # maps that are made with the scenes
 OF_ALL = ("canny",)  # the others are made of the first scenes alone
-_LIBRARY: SpriteLibrary | None = None  # of this process, as its parent had it
-_TEXT: TextEncoder | None = None
+_LIBRARY: SpriteLibrary | None = None  # of this process
+_TEXT: TextEncoder | None = None  # without weights: its tokenizer alone is asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +60,13 @@ class Piece:
     people: NDArray[np.int64]
 
 
-def _start_worker() -> None:
+def start_worker(library: SpriteLibrary, text: TextConfig) -> None:
+    """Get this process ready for ``make_piece``."""
+    global _LIBRARY, _TEXT
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
+    with torch.device("meta"):
+        _LIBRARY, _TEXT = library, TextEncoder(text)
 
 
 def make_piece(seeds: Sequence[int], size: int, truth: bool) -> Piece:
@@ -114,7 +119,7 @@ class SceneStream:
     ) -> None:
         """Make room for ``count`` scenes of ``size`` pixels, the first ``with_truth`` of them with all maps.
 
-        ``text`` must lie on ``device``; its tokenizer is asked in other processes.
+        ``text`` must lie on ``device``.
         """
         self.device, self.text, self.size, self.count = device, text, size, count
         self.with_truth = min(with_truth, count)
@@ -156,10 +161,13 @@ class SceneStream:
 
     def start(self, workers: int) -> None:
         """Begin to make scenes in ``workers`` other processes; they end by themselves."""
-        global _LIBRARY, _TEXT
-        _LIBRARY, _TEXT = self.library, copy.deepcopy(self.text).cpu()
         pool = ProcessPoolExecutor(
-            workers, mp_context=multiprocessing.get_context("fork"), initializer=_start_worker
+            workers,
+            mp_context=multiprocessing.get_context(
+                "spawn"
+            ),  # a copy of this one's threads could wait for ever
+            initializer=start_worker,
+            initargs=(self.library, self.text.config),
         )
         sizes = range(0, self.count, CHUNK)
         futures = []

@@ -27,6 +27,8 @@ def circles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config() -> ModelConfig:
     """The demo model, small enough for a test."""
     small = load_config("demo")
-    small.unet = replace(small.unet, model_channels=32, channel_mult=[1, 2], attention_resolutions=[2])
+    small.unet = replace(
+        small.unet, model_channels=32, channel_mult=[1, 2], level_res_blocks=None, attention_resolutions=[2]
+    )
     small.vae = replace(small.vae, ch=8, ch_mult=[1, 1, 2, 2])
     return small

@@ -81,6 +81,37 @@ class PoseTask(Task):
         fold_norms(plain)
         return {published_key(key): value for key, value in plain.state_dict().items()}
 
+    def begin(self, net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        """Give ``net`` an exported network's convolutions, into which their normalisations were merged.
+
+        Each normalisation takes from the first batch what lets it pass on what comes in.
+
+        Raises:
+            ValueError: the file's tensors are not those of such a network.
+        """
+        norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+        theirs = {f"{name}.{key}" for name, m in net.named_modules() if m in norms for key in m.state_dict()}
+        own = net.state_dict()
+        names = {published_key(key): key for key in own if key not in theirs}
+        if {key: own[name].shape for key, name in names.items()} != {k: v.shape for k, v in tensors.items()}:
+            raise ValueError(f"training cannot go on from this {self.file}: begin without --start.")
+        net.load_state_dict(own | {names[key]: value.float() for key, value in tensors.items()})
+        for norm in norms:
+            _pass_on(norm)
+
+
+def _pass_on(norm: nn.BatchNorm2d) -> None:
+    """Let ``norm`` begin with the mean and the spread of the first batch that it sees."""
+
+    def measure(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        hook.remove()
+        with torch.no_grad():
+            values = given[0].float()
+            norm.weight.copy_(values.std((0, 2, 3), correction=0))
+            norm.bias.copy_(values.mean((0, 2, 3)))
+
+    hook = norm.register_forward_pre_hook(measure)
+
 
 def _normalised(chain: nn.Sequential) -> nn.Sequential:
     """Put a normalisation between every convolution and its ReLU, but for the maps' own last one."""
