@@ -125,6 +125,11 @@ def _control_entries(config: ModelConfig, path: Path) -> Entries:
             f"{path} holds {control_title(config.control.variant)}, a network that diffusers does not have: "
             "it stays as it is. Give a full ControlNet."
         )
+    if config.unet.level_res_blocks:
+        raise CheckpointMismatch(
+            f"{path} has {config.unet.level_res_blocks} residual blocks at its levels, and diffusers' "
+            "ControlNets have as many at each: it stays as it is."
+        )
     return {diffusers_key(name, config.unet, config.control): entry(part, name) for name in part}
 
 

@@ -25,6 +25,7 @@ from core.training.detectors.task import seed_with_people
 from core.training.detectors.train import TASKS, Batches, draw_batch, export_detector, train_detector
 from core.training.figures import key_points_met
 from core.training.loop import LoopConfig
+from core.training.norms import settle
 from core.training.toyworld.layout import draw_kind
 from core.training.toyworld.scene import make_scene
 from core.training.toyworld.truth import NORMAL_STRENGTH
@@ -127,14 +128,39 @@ def test_a_new_run_goes_on_from_an_exported_detector(
             assert torch.allclose(after[key].float(), value.float(), rtol=2e-3, atol=1e-6), key
 
 
+def test_poses_go_on_though_their_normalisations_were_merged_into_the_convolutions(tmp_path: Path) -> None:
+    task, path = TASKS["pose"], tmp_path / "pose.safetensors"
+    torch.manual_seed(0)
+    trained = task.build()
+    for module in trained.modules():
+        if isinstance(module, nn.BatchNorm2d):  # as if it had learned
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+    batch = train.draw_batch("pose", NOWHERE, 0, 4, 64)
+    with torch.no_grad():
+        settle(trained, lambda _: train._loss(task, trained, batch, CPU), 1)
+        known = float(train._loss(task, trained, batch, CPU))
+        export_detector(task, trained, path)
+        begun = task.build()
+        fresh = float(train._loss(task, begun, batch, CPU))
+        task.begin(begun, load_file(path))
+        assert float(train._loss(task, begun, batch, CPU)) == pytest.approx(known, rel=2e-3)
+        assert fresh != pytest.approx(known, rel=2e-2)
+        norms = [module for module in begun.modules() if isinstance(module, nn.BatchNorm2d)]
+        before = [norm.bias.clone() for norm in norms]
+        train._loss(task, begun, train.draw_batch("pose", NOWHERE, 4, 4, 64), CPU)
+    assert all(torch.equal(a, norm.bias) for a, norm in zip(before, norms, strict=True))  # measured once
+
+
 def test_a_run_cannot_begin_with_a_network_that_it_does_not_train(tmp_path: Path) -> None:
-    path, loop = tmp_path / "pose.safetensors", LoopConfig(output=tmp_path / "run", steps=1)
-    task = TASKS["pose"]
-    export_detector(task, task.build(), path)  # its normalisations are merged into the convolutions
-    with pytest.raises(ValueError, match="without --start"):
-        train_detector(
-            "pose", NOWHERE, loop, batch_size=1, device=CPU, workers=0, output=tmp_path / "out", start=path
-        )
+    path, loop = tmp_path / "depth.safetensors", LoopConfig(output=tmp_path / "run", steps=1)
+    task = TASKS["depth"]
+    export_detector(task, task.build(), path)
+    for name in ("pose", "segmentation"):
+        with pytest.raises(ValueError, match="without --start"):
+            train_detector(
+                name, NOWHERE, loop, batch_size=1, device=CPU, workers=0, output=tmp_path / "out", start=path
+            )
 
 
 def test_the_side_of_the_scenes_can_be_given() -> None:

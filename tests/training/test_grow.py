@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core.config import ModelConfig
+from core.config import ConfigError, ModelConfig, load_config
 from core.models.controlnet import ControlNet
 from core.models.text_encoder import TextEncoder
 from core.models.unet import UNet
@@ -97,3 +98,12 @@ def test_exported_files_are_loaded_as_large_as_the_config_asks_for(
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     fresh = "input_blocks.4.0.in_layers.2.weight"  # of a trunk that they will share
     assert torch.equal(larger["canny"].get_parameter(fresh), larger["seg"].get_parameter(fresh))
+
+
+@pytest.mark.parametrize("blocks", ["[2, 1]", "[2, 0, 1]"])
+def test_a_config_that_has_no_number_for_each_level_is_refused(tmp_path: Path, blocks: str) -> None:
+    text = (Path("core/configs/demo.yaml")).read_text()
+    path = tmp_path / "wrong.yaml"
+    path.write_text(re.sub(r"level_res_blocks: \[.*\]", f"level_res_blocks: {blocks}", text))
+    with pytest.raises(ConfigError, match="give 3 numbers above 0"):
+        load_config(path)

@@ -57,6 +57,26 @@ def test_the_rate_rises_stays_and_falls_to_zero() -> None:
     assert config.rate(100) == 0.0
 
 
+def test_by_the_clock_the_rate_falls_in_the_last_part_of_the_minutes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("core.training.loop.time.monotonic", lambda: clock[0])
+    rates: list[float] = []
+    net = nn.Linear(2, 2)
+    config = LoopConfig(output=tmp_path, steps=1000, minutes=10 / 60, fall=0.4, learning_rate=1.0, warmup=1)
+    trainer = Trainer(net.named_parameters(), config)
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        clock[0] += 1.0
+        return net(torch.ones(1, 2)).square().mean()
+
+    trainer.run(loss, 1)
+    assert rates[:7] == [1.0] * 7  # six seconds of ten
+    assert rates[7:] == pytest.approx([0.75, 0.5, 0.25, 0.0])
+
+
 def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights(tmp_path: Path) -> None:
     net = nn.Linear(2, 1)
     before = net.weight.clone()

@@ -232,6 +232,25 @@ def test_the_whole_folder_is_a_pipeline_of_diffusers(folder: Path) -> None:
 
 
 @pytest.mark.parity
+def test_levels_of_different_depth_are_named_as_diffusers_does() -> None:
+    diffusers: Any = pytest.importorskip("diffusers")
+    config = load_config("demo")
+    assert len(set(config.unet.res_blocks)) > 1
+    with torch.device("meta"):
+        ours = {
+            unet_key(key, config.unet): value.shape for key, value in UNet(config.unet).state_dict().items()
+        }
+        theirs = diffusers.UNet2DConditionModel.from_config(unet_json(config)).state_dict()
+    assert ours == {key: value.shape for key, value in theirs.items()}
+
+
+def test_a_control_of_levels_of_different_depth_stays_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointMismatch, match=r"\[2, 3, 1\] residual blocks .* as many at each"):
+        to_diffusers(Path("ckpts/demo/canny.safetensors").absolute(), tmp_path / "demo")
+    assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.parity
 @pytest.mark.parametrize("name", ["sd15", "sd21"])
 def test_full_size_names_and_shapes_are_those_of_diffusers(name: str) -> None:
     diffusers: Any = pytest.importorskip("diffusers")
