@@ -93,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--crop", type=int, help="train on squares of so many pixels (default the whole)")
     sub.add_argument("--ckpts", type=Path, default=CKPTS, help="folder of the exported files")
     sub = _stage(commands, "stream", "train base and ControlNets on a GPU, on scenes made meanwhile")
-    _training(sub, steps=1_000_000, rate=1e-3, batch=1024)  # smaller ones wait for Python, not for the GPU
+    _training(sub, steps=1_000_000, rate=1e-3, batch=768)  # smaller ones wait for Python, not for the GPU
     sub.add_argument("--scenes", type=int, default=65536, help="scenes in all (default 65536)")
     sub.add_argument("--truth", type=int, default=16384, help="scenes with all maps (default 16384)")
     sub.add_argument("--workers", type=int, default=14, help="processes that make scenes (default 14)")
