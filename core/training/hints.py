@@ -113,9 +113,14 @@ def normal_hint(scene: Scene, rng: random.Random) -> Image:
 
 def seg_hint(scene: Scene, rng: random.Random) -> Image:
     """Return the true classes (H, W, 3) in ADE20K's colours."""
+    return class_colours()[_truth(scene).segmentation]
+
+
+def class_colours() -> Image:
+    """Return the colours (150, 3) of ADE20K's classes."""
     from annotators.ade20k import PALETTE
 
-    return np.asarray(PALETTE[_truth(scene).segmentation], np.uint8)
+    return np.array(PALETTE, np.uint8)
 
 
 def openpose_hint(scene: Scene, rng: random.Random) -> Image:

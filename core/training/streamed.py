@@ -30,7 +30,14 @@ from core.runtime.device import autocast
 from core.training.base import BaseBatch, vary_caption
 from core.training.control import EMPTY_PROMPTS, ControlBatch
 from core.training.diffusion import on_device
-from core.training.hints import CachedHints, canny_hint, depth_hint, normal_hint, openpose_hint
+from core.training.hints import (
+    CachedHints,
+    canny_hint,
+    class_colours,
+    depth_hint,
+    normal_hint,
+    openpose_hint,
+)
 from core.training.toyworld.scene import make_scene
 from core.training.toyworld.sprites import SpriteLibrary
 from core.training.vae_init import without_idle_branches
@@ -137,9 +144,7 @@ class SceneStream:
         self.cached: dict[str, NDArray[np.int64]] = {}  # of maps made before: their scenes, in order
         self.ready = 0
         self.failed: BaseException | None = None
-        from annotators.ade20k import PALETTE
-
-        self.palette = torch.from_numpy(np.array(PALETTE, np.uint8)).to(device)
+        self.palette = torch.from_numpy(class_colours()).to(device)
 
     def _room(self, name: str) -> Maps:
         count = self.count if name in OF_ALL else self.with_truth

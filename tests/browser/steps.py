@@ -15,6 +15,7 @@ _DROP = """([selector, name, data]) => {
   for (const kind of ['dragenter', 'dragover', 'drop'])
     target.dispatchEvent(new DragEvent(kind, {dataTransfer: carried, bubbles: true, cancelable: true}));
 }"""
+STILL_MS = 200
 
 
 def drop(page: Any, selector: str, path: Path, name: str = "dropped.png") -> None:
@@ -88,8 +89,14 @@ def open_tab(page: Any, title: str) -> None:
 
 
 def stroke(page: Any, selector: str, start: tuple[float, float], end: tuple[float, float]) -> None:
-    """Draw with the mouse from one point to another, both given as shares of the element's sides."""
-    box = page.locator(selector).first.bounding_box()
+    """Draw with the mouse from one point to another, both given as shares of the element's sides.
+
+    The page may still be laying itself out: it begins once the element has stayed in its place for a while.
+    """
+    element, before = page.locator(selector).first, None
+    while (box := element.bounding_box()) != before or box is None:
+        before = box
+        page.wait_for_timeout(STILL_MS)
     along = [i / 8 for i in range(9)]
     shares = [tuple(a + (b - a) * t for a, b in zip(start, end, strict=True)) for t in along]
     points = [(box["x"] + box["width"] * x, box["y"] + box["height"] * y) for x, y in shares]
