@@ -257,7 +257,7 @@ def run_stream(args: argparse.Namespace, config: ModelConfig) -> None:
     )
     loop = replace(
         _loop(args, args.runs / "stream"), save_every=1_000_000
-    )  # a lease is short: save at the end
+    )  # minutes on a GPU are few: save at the end
     train_streamed(config, SpriteLibrary.load(), run, loop, resolve_device(args.device))
 
 
