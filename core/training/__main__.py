@@ -255,9 +255,8 @@ def run_stream(args: argparse.Namespace, config: ModelConfig) -> None:
         compiled=args.compile,
         export_every=args.export_every,
     )
-    loop = replace(
-        _loop(args, args.runs / "stream"), save_every=1_000_000
-    )  # minutes on a GPU are few: save at the end
+    # Minutes on a GPU are few: it saves at the end alone.
+    loop = replace(_loop(args, args.runs / "stream"), save_every=1_000_000)
     train_streamed(config, SpriteLibrary.load(), run, loop, resolve_device(args.device))
 
 

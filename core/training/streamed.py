@@ -143,7 +143,7 @@ class SceneStream:
         self.maps = {name: self._room(name) for name in DRAWN}
         self.cached: dict[str, NDArray[np.int64]] = {}  # of maps made before: their scenes, in order
         self.ready = 0
-        self.failed: BaseException | None = None
+        self.failed: Exception | None = None
         self.palette = torch.from_numpy(class_colours()).to(device)
 
     def _room(self, name: str) -> Maps:
@@ -166,14 +166,10 @@ class SceneStream:
 
     def start(self, workers: int) -> None:
         """Begin to make scenes in ``workers`` other processes; they end by themselves."""
-        pool = ProcessPoolExecutor(
-            workers,
-            mp_context=multiprocessing.get_context(
-                "spawn"
-            ),  # a copy of this one's threads could wait for ever
-            initializer=start_worker,
-            initargs=(self.library, self.text.config),
-        )
+        # Spawned, not forked: a copy of this process, whose threads are not copied, could wait for ever.
+        context = multiprocessing.get_context("spawn")
+        given = self.library, self.text.config
+        pool = ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=given)
         sizes = range(0, self.count, CHUNK)
         futures = []
         for first in sizes:
@@ -184,8 +180,9 @@ class SceneStream:
             try:
                 while futures:
                     self._add(futures.pop(0).result())
-            except BaseException as error:
-                self.failed = error
+            except Exception as error:
+                log.error("The scenes can no longer be made: %r", error)
+                self.failed = error  # the next batch raises it
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
@@ -250,6 +247,10 @@ class SceneStream:
 
     def _numbers(self, below: int, size: int, generator: torch.Generator) -> Tensor:
         self._check()
+        if below == 0:
+            raise SuiteError(
+                "none of the scenes that are there has this map: have more of them, or more truth."
+            )
         return torch.randint(below, (size,), generator=generator, device=self.device)
 
     def _context(self, which: Tensor, empty: float, generator: torch.Generator) -> Tensor:

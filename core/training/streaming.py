@@ -90,7 +90,8 @@ def train_streamed(
 ) -> None:
     """Train as ``run`` says, and write the moving averages; it resumes from ``loop.output``.
 
-    The scenes are made in other processes; training begins when a few thousand are there.
+    The scenes are made in other processes; training begins when a few thousand are there. What is drawn
+    depends on how many there are by then: two runs are alike, not the same bit for bit.
 
     Raises:
         FileNotFoundError: maps are missing; names the command that makes them.

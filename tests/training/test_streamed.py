@@ -115,6 +115,8 @@ def test_maps_made_before_count_as_soon_as_their_scenes_are_there(tmp_path: Path
     stream.add_cached(tmp_path, ["mlsd"])
     start_worker(LIBRARY, small.text)
     assert stream.maps["mlsd"].count == 0
+    with pytest.raises(SuiteError, match="none of the scenes that are there has this map"):
+        stream.draw_control("mlsd", 2, torch.Generator())
     stream._add(make_piece(range(CHUNK), SIDE, truth=False))
     assert stream.maps["mlsd"].count == 2
     stream._add(make_piece(range(CHUNK, COUNT), SIDE, truth=False))
