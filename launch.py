@@ -170,8 +170,8 @@ def _model(args: argparse.Namespace, controls: Sequence[str]) -> Model:
             compile=how.compile,
             graphs=how.graphs,
         )
-        pictures = max_batch or default_max_batch(pipeline.device)
-        return Batcher(pipeline, pictures) if pictures > 1 else pipeline
+        # Also for one picture at a time: it draws in a thread that ends, see core/runtime/threads.py.
+        return Batcher(pipeline, max_batch or default_max_batch(pipeline.device))
 
     return Model(name, title, resolution, load, cfg_scale, runs_at_once(max_batch))
 

@@ -40,6 +40,9 @@ ON_LOAD: dict[str, Any] = {
     "api_visibility": "private",
 }
 CLEAN_EVERY_SECONDS, KEEP_SECONDS = 3600, 24 * 3600
+# Gradio's queue looks for work every millisecond, and for progress every ten, whether there is any or not: a
+# tenth of a processor, and each time a thread that draws has to stand aside.
+LOOK_SECONDS, PROGRESS_SECONDS = 0.02, 0.1
 
 
 def build(pages: Sequence[Page], model: Model | Pipeline | None) -> gr.Blocks:
@@ -69,7 +72,10 @@ def build(pages: Sequence[Page], model: Model | Pipeline | None) -> gr.Blocks:
             notices = [pair for page, w in added.items() for pair in _notices(page, w)]
             follow = _follow_loading([app for app, _ in notices], shared)
             blocks.load(follow, None, [head, *(notice for _, notice in notices)], **ON_LOAD)
-    return blocks.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
+    blocks.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
+    blocks._queue.sleep_when_free = LOOK_SECONDS
+    blocks._queue.progress_update_sleep_when_free = PROGRESS_SECONDS
+    return blocks
 
 
 def _add(page: Page, model: Model | None, blocks: gr.Blocks) -> Widgets | JointWidgets | BenchWidgets:

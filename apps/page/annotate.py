@@ -22,6 +22,7 @@ from apps.page.handlers import told
 from apps.page.notices import detector_state
 from apps.spec import Card, Workbench
 from core.images import fit_size, to_rgb
+from core.runtime.threads import in_own_thread
 
 
 def annotate(card: Card, path: str | Path | None, resolution: int, values: Mapping[str, Any]) -> Annotation:
@@ -51,7 +52,8 @@ class Bench:
     ) -> tuple[Path, Path | None, Mapping[str, Any] | None]:
         """Save the map, and what else was found where there is anything; return both files and the facts."""
         checked = {s.name: s.check(values[s.name]) for s in declared_of(card)}
-        found = annotate(card, path, int(checked.pop("resolution")), checked)
+        resolution = int(checked.pop("resolution"))
+        found = in_own_thread(lambda: annotate(card, path, resolution, checked))
         shown = PictureFolder(self.cache).save_plain(found.hint, f"{card.annotator}.png")
         if not found.data:
             return shown, None, None

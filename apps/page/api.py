@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -22,7 +23,7 @@ DRAW = """Draw pictures that follow the structure of yours: {title}.
 
 Returns the files of all pictures, the detected map first, and the seed that was used. Every PNG carries
 its settings. Give image with gradio_client's handle_file; everything else has the page's default. A seed of
--1 takes a random one."""
+-1 takes a random one. While it draws, the map comes once, and then an empty list now and then."""
 DRAW_JOINT = """Draw pictures that follow several controls at once.
 
 Each unit, numbered from 1, has an image, a detector, and how much and when it counts; a unit without an
@@ -36,7 +37,9 @@ Returns the map as a PNG, as the ControlNet takes it, and what else was found, s
 poses. Leave out the controls of other detectors. resolution is the short side, in pixels; 0 takes what suits
 the detector."""
 
-PREVIEW_SECONDS = 1.0  # programs seldom look at previews; each costs both sides' processors some
+# Every file that is told of, also one told of before, gradio_client fetches at once, over a new connection,
+# which may cost as much as a step of drawing. So meanwhile only an empty sign is sent, where a call can end.
+SIGN_SECONDS = 1.0
 
 EXAMPLE = gr.FileData(path="photo.png", url="photo.png").model_dump()
 
@@ -107,9 +110,12 @@ def _endpoint(handlers: Handlers) -> Callable[..., Iterator[tuple[list[dict[str,
 
     def endpoint(*values: Any) -> Iterator[tuple[list[dict[str, Any]], int | None]]:
         named = dict(zip((field.name for field in fields), values, strict=True))
-        with told(), closing(handlers.frames(named, every=PREVIEW_SECONDS)) as frames:
+        sent: tuple[Path, ...] = ()
+        with told(), closing(handlers.frames(named, every=SIGN_SECONDS, previews=False)) as frames:
             for frame in frames:
-                files = [gr.FileData(path=str(path)).model_dump() for path in frame.files]
+                new = frame.files != sent
+                sent = frame.files
+                files = [gr.FileData(path=str(path)).model_dump() for path in frame.files] if new else []
                 yield files, frame.result.request.seed if frame.result else None
 
     optional = [f.name for f in fields if isinstance(f, Optional) or (isinstance(f, Picture) and f.optional)]

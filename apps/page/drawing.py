@@ -24,6 +24,7 @@ from apps.spec import MASK, App
 from core.errors import WeightsMissing
 from core.images import crop_to_proportions, fit_size, open_image, to_rgb
 from core.request import ControlUnit, Progress, Request, Result
+from core.runtime.threads import in_own_thread
 
 Events: TypeAlias = Generator[Progress | Result]
 
@@ -158,16 +159,19 @@ def plan_request(plan: Plan, hints: Sequence[NDArray[np.uint8]]) -> Request:
     return replace(make_request(first.app, first.path, hints[0], plan.settings), controls=units)
 
 
-def draw(plan: Plan, model: Model, folder: PictureFolder, every: float | None = None) -> Generator[Frame]:
+def draw(
+    plan: Plan, model: Model, folder: PictureFolder, every: float | None = None, previews: bool = True
+) -> Generator[Frame]:
     """Yield the maps at once, then previews, then the pictures. Closing the iterator frees the pipeline.
 
-    Previews are at least ``every`` seconds apart, by default ``PREVIEW_SECONDS``.
+    Previews are at least ``every`` seconds apart, by default ``PREVIEW_SECONDS``. Without ``previews`` the
+    frames come all the same, with the maps alone.
 
     Raises:
         ValueError: an unreadable picture or a wrong setting; says what is allowed.
         SuiteError: weights are missing or the numbers went wrong; says what to do.
     """
-    made = make_hints(plan.sources)
+    made = in_own_thread(lambda: make_hints(plan.sources))
     request = plan_request(plan, [annotation.hint for annotation in made])
     plan = replace(plan, weights=tuple(a.weights.name if a.weights else None for a in made))
     shown = folder.save_maps([_shown(annotation, request) for annotation in made], plan, request, model.name)
@@ -180,9 +184,8 @@ def draw(plan: Plan, model: Model, folder: PictureFolder, every: float | None = 
         with source.named():
             request = with_control(source.app, request, pipeline)
     with closing(cast(Events, pipeline.sample(request))) as events:
-        yield from _follow(
-            events, shown, labels, request, plan, folder, PREVIEW_SECONDS if every is None else every
-        )
+        every = PREVIEW_SECONDS if every is None else every
+        yield from _follow(events, shown, labels, request, plan, folder, every, previews)
 
 
 def _shown(annotation: Annotation, request: Request) -> NDArray[np.uint8]:
@@ -227,6 +230,7 @@ def _follow(
     plan: Plan,
     folder: PictureFolder,
     every: float,
+    previews: bool,
 ) -> Iterator[Frame]:
     began, drawn_at = time.monotonic(), 0.0
     preview: tuple[Path, ...] = ()
@@ -244,7 +248,7 @@ def _follow(
             if now - drawn_at < every and event.step < event.total:
                 continue
             drawn_at = now
-            if event.preview is not None:
+            if previews and event.preview is not None:
                 preview = (folder.save_preview(_enlarge(event.preview, request.height_width)),)
             each = event.seconds_per_step or (now - began) / max(event.step, 1)
             left = each * (event.total - event.step)

@@ -48,13 +48,18 @@ class Handlers:
         self.form, self.model, self.cache = form, model, cache
 
     def frames(
-        self, values: Mapping[str, Any], own: Mapping[str, str] | None = None, every: float | None = None
+        self,
+        values: Mapping[str, Any],
+        own: Mapping[str, str] | None = None,
+        every: float | None = None,
+        previews: bool = True,
     ) -> Generator[Frame]:
         """Check everything that was sent, by name, then draw.
 
-        ``own`` is as in ``Form.plan``, ``every`` as in ``draw``.
+        ``own`` is as in ``Form.plan``, ``every`` and ``previews`` are as in ``draw``.
         """
-        yield from draw(self.form.plan(values, own), self.model, PictureFolder(self.cache), every)
+        plan = self.form.plan(values, own)
+        yield from draw(plan, self.model, PictureFolder(self.cache), every, previews)
 
     def run(self, randomize: Any, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Yield the gallery, the status line, the seed and the offer to mend the map, as they come."""

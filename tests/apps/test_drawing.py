@@ -72,6 +72,30 @@ def test_previews_are_as_far_apart_as_they_are_wanted(photo: Path, folder: Pictu
     assert [frame.step for frame in draw(plan, model, folder, 3600.0)] == [0, 1, 5, 5]
 
 
+def test_without_previews_the_map_alone_is_shown_meanwhile(photo: Path, folder: PictureFolder) -> None:
+    plan, model = plan_one(CANNY, photo, settings(steps=5)), Model.ready(FakePipeline())
+
+    frames = list(draw(plan, model, folder, 0.0, previews=False))
+
+    assert [frame.step for frame in frames] == [0, 1, 2, 3, 4, 5, 5]
+    assert [len(frame.files) for frame in frames] == [1, 1, 1, 1, 1, 1, 2]
+
+
+def test_maps_are_made_in_a_thread_that_is_gone_when_drawing_begins(
+    photo: Path, folder: PictureFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[threading.Thread] = []
+    make = drawing.make_hints
+
+    def watched(sources: Any) -> Any:
+        used.append(threading.current_thread())
+        return make(sources)
+
+    monkeypatch.setattr(drawing, "make_hints", watched)
+    next(draw(plan_one(CANNY, photo, settings()), Model.ready(FakePipeline()), folder))
+    assert used[0] is not threading.current_thread() and not used[0].is_alive()
+
+
 @pytest.mark.parametrize("demo", [True, False])
 def test_pictures_tell_which_detector_made_the_map(
     photo: Path, folder: PictureFolder, monkeypatch: pytest.MonkeyPatch, demo: bool

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import httpx
 import numpy as np
 import pytest
 from gradio_client import Client, handle_file
 
-from apps import all_apps
+from apps import all_apps, ui
+from apps.page import api
 from core.errors import NumericalError
 from core.images import to_rgb
 from core.metadata import read_request
@@ -124,6 +126,29 @@ def test_downloads_are_the_saved_bytes_with_their_settings(client: Client, photo
     assert [Path(file).name for file in files] == ["canny-map-5.png", "canny-5.png", "canny-6.png"]
     assert [read_request(file).picture_seed for file in files] == [5, 5, 6]
     assert all(Path(file).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for file in files)
+
+
+def test_every_file_is_told_of_once_but_for_the_map_with_its_pictures(
+    client: Client, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "SIGN_SECONDS", 0.0)
+    told = [files for files, _ in client.submit(handle_file(photo), "a fox", steps=6, api_name="/canny")]
+
+    counts = [len(files) for files in told]
+    assert counts[0] == 1 and counts[-1] == 2
+    assert len(counts) > 4 and not any(counts[1:-1])
+
+
+def test_the_queue_looks_for_work_seldom_enough() -> None:
+    """Gradio's own thousand times a second takes a tenth of a processor, also where nobody is."""
+    plain = gr.Blocks().queue()._queue
+    assert plain.sleep_when_free < ui.LOOK_SECONDS  # it still has these, and is still in a hurry
+    assert plain.progress_update_sleep_when_free < ui.PROGRESS_SECONDS
+    ours = ui.build(all_apps()[:1], FakePipeline())._queue
+    assert (ours.sleep_when_free, ours.progress_update_sleep_when_free) == (
+        ui.LOOK_SECONDS,
+        ui.PROGRESS_SECONDS,
+    )
 
 
 def test_unusual_pictures_work_through_the_endpoint(client: Client, tmp_path: Path) -> None:
