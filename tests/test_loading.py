@@ -19,7 +19,8 @@ import core.loading
 from core.config import ConfigError, ModelConfig
 from core.errors import CheckpointMismatch, WeightsMissing
 from core.loading import load_pipeline, own_control_name
-from core.models.packing import Packed, can_pack
+from core.models.packed import Packed
+from core.models.packing import can_pack
 from core.request import ControlUnit, Request
 from tests.tiny_model import hint, tiny_config, tiny_control, tiny_networks, tiny_pipeline
 

@@ -1,18 +1,21 @@
-"""Bfloat16 weights kept in the order that the processor multiplies in, for inference on a CPU.
+"""Weights kept in the order that the processor multiplies in, for inference on a CPU.
 
 oneDNN, which computes torch's bfloat16 convolutions and matrix products on x86, wants weights in blocks.
 Given plain ones it reorders them at every call, which at few pixels costs more than the product. Packed once,
-they take the same memory and give the same but for the order of sums. In float32 nothing is gained. Figures
-are in docs/performance.md.
+they take the same memory and give the same but for the order of sums. In float32 nothing is gained by that;
+there wide 3x3 convolutions get weights for fewer products (`core/models/winograd.py`). Figures are in
+docs/performance.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from core.models.packed import Packed
+from core.models.winograd import WinogradConv2d, memory_for_winograd, suits_winograd
 
 # The side of the feature maps that weights are packed for; the order that this gives suits others too.
 TYPICAL_SIDE = 64
@@ -20,35 +23,6 @@ TYPICAL_SIDE = 64
 # is packed the other way is brought into order at every call, by code so slow that 192 to 192 channels on
 # 16x16 take 20 ms and not 1.5. Plain weights lose a tenth at most, and none of SD's large ones is among them.
 AMBIGUOUS = 48
-
-
-class Packed(nn.Module):
-    """A layer whose weight is packed; its state dict holds the plain weight under the published key.
-
-    One made of a layer on the meta device waits for its weight, whose shape is ``shape``.
-    """
-
-    packed: Tensor
-    bias: Tensor | None
-
-    def __init__(self, layer: nn.Conv2d | nn.Linear) -> None:
-        """Take the weights of ``layer``."""
-        super().__init__()
-        self.bias, self.shape = layer.bias, layer.weight.shape
-        if not layer.weight.is_meta:
-            self.pack(layer.weight.detach())
-
-    def pack(self, weight: Tensor) -> None:
-        """Take a plain weight of the layer's shape."""
-        raise NotImplementedError
-
-    def plain(self) -> Tensor:
-        """Return the plain weight."""
-        return self.packed.to_dense()
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        destination[f"{prefix}weight"] = self.plain()
-        super()._save_to_state_dict(destination, prefix, keep_vars)
 
 
 class PackedConv2d(Packed):
@@ -110,21 +84,24 @@ def can_pack() -> bool:
 
 
 def pack_weights(network: nn.Module) -> dict[str, Packed]:
-    """Pack the bfloat16 convolutions and linear maps of ``network`` on the CPU, in place, one at a time.
+    """Pack the layers of ``network`` on the CPU, in place, one at a time.
 
-    For a network that from then on is used without gradients and not moved. What cannot be packed stays as it
-    is, all of it where ``can_pack`` says no. Layers on the meta device are packed once ``Packed.pack`` gives
-    them their weights: they are returned, by the weights' names.
+    Those are bfloat16 convolutions and linear maps, unless ``can_pack`` says no, and wide 3x3 convolutions in
+    float32, unless ``memory_for_winograd`` does. For a network that from then on is used without gradients
+    and not moved. What cannot be packed stays as it is. Layers on the meta device are packed once
+    ``Packed.pack`` gives them their weights: they are returned, by the weights' names.
     """
-    return dict(_pack_children(network, "")) if can_pack() else {}
+    return dict(_pack_children(network, "", can_pack(), memory_for_winograd()))
 
 
-def _pack_children(network: nn.Module, prefix: str) -> Iterator[tuple[str, Packed]]:
+def _pack_children(
+    network: nn.Module, prefix: str, order: bool, winograd: bool
+) -> Iterator[tuple[str, Packed]]:
     for name, layer in list(network.named_children()):
-        packed = _packed(layer)
+        packed = (_packed(layer) if order else None) or (_with_fewer_products(layer) if winograd else None)
         if packed is None:
             # Level by level: a list of all layers would keep every plain weight alive.
-            yield from _pack_children(layer, f"{prefix}{name}.")
+            yield from _pack_children(layer, f"{prefix}{name}.", order, winograd)
             continue
         setattr(network, name, packed)
         if layer.weight.is_meta:
@@ -140,6 +117,10 @@ def _packed(layer: nn.Module) -> Packed | None:
     if _is_pixelwise(layer):
         return PackedPixelwise(layer)
     return PackedConv2d(layer) if layer.out_channels % AMBIGUOUS else None
+
+
+def _with_fewer_products(layer: nn.Module) -> Packed | None:
+    return WinogradConv2d(layer) if type(layer) is nn.Conv2d and suits_winograd(layer) else None
 
 
 def _is_pixelwise(conv: nn.Conv2d) -> bool:

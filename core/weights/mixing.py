@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from core.additions import Lora, loras_text
 from core.config import ModelConfig
-from core.models.packing import Packed
+from core.models.packed import Packed
 from core.weights.checkpoint import BaseNetworks
 from core.weights.formats import open_tensors
 from core.weights.lora import changes_by_tensor

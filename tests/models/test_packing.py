@@ -12,7 +12,8 @@ from torch import nn
 
 from core.models import packing
 from core.models.controlnet import ControlNet
-from core.models.packing import Packed, can_pack, pack_weights
+from core.models.packed import Packed
+from core.models.packing import can_pack, pack_weights
 from core.models.unet import UNet
 from tests.golden_networks import SMALL21_UNET, SMALL_CONTROL, SMALL_UNET, load_golden, materialise
 

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from core.errors import CheckpointMismatch
-from core.models.packing import Packed, can_pack, pack_weights
+from core.models.packed import Packed
+from core.models.packing import can_pack, pack_weights
 from core.models.unet import UNet
 from core.weights.checkpoint import load_base, load_control
 from core.weights.convert import Sources
