@@ -138,7 +138,7 @@ class NetworkCache:
             self._networks.clear()
 
     def _bytes(self) -> int:
-        return sum(p.nbytes for net in self._networks.values() for p in net.state_dict().values())
+        return sum(t.nbytes for net in self._networks.values() for t in (*net.parameters(), *net.buffers()))
 
 
 NETWORKS = NetworkCache()

@@ -80,7 +80,8 @@ def load_pipeline(
             ControlNet too, such as control_sd15_canny.pth, brings that with it.
         device: auto, cpu, cuda, cuda:N or mps.
         dtype: auto, float32, float16 or bfloat16.
-        low_vram: keep only the networks in use on the device.
+        low_vram: keep only the networks in use on the device; on a CPU in float32, no weights that take more
+            memory than the file's.
         registry: finds weight files by name; by default ckpts/registry.yaml.
         max_controls: how many ControlNets stay in memory.
         clip_skip: which layer of the text encoder is read, counted from the end; by default the model's own.
@@ -120,8 +121,8 @@ def load_pipeline(
     autoencoder = None if vae is None else open_vae(source.config, Path(vae))
     trained_on = None if transfer_from is None else _find_base(transfer_from, registry)
     compiled = compile and can_compile(target)
-    # Packed weights could not be moved, nor could compiled code read them.
-    pack = target.type == "cpu" and not compiled
+    # Packed weights could not be moved, nor could compiled code read them. In float32 they take more memory.
+    pack = target.type == "cpu" and not compiled and not (low_vram and number == torch.float32)
     base = load_base(
         source.config,
         source.base,

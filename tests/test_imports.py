@@ -18,7 +18,10 @@ OURS = {
     "core": ("core",),
     "core.training.hints": ("core", "annotators"),  # it trains on the maps that the apps will give
     "core.training.detectors": ("core", "annotators"),  # it trains the detectors' networks
-    "annotators": ("annotators", "core.images", "core.weights", "core.errors", "core.runtime.device"),
+    "annotators": (
+        *("annotators", "core.images", "core.weights", "core.errors", "core.runtime.device"),
+        "core.models.winograd",
+    ),
     "apps": ("apps", "annotators", "core"),
     "launch": ("apps", "annotators", "core"),
 }

@@ -19,8 +19,10 @@ import core.loading
 from core.config import ConfigError, ModelConfig
 from core.errors import CheckpointMismatch, WeightsMissing
 from core.loading import load_pipeline, own_control_name
+from core.models import packing, winograd
 from core.models.packed import Packed
 from core.models.packing import can_pack
+from core.models.winograd import WinogradConv2d
 from core.request import ControlUnit, Request
 from tests.tiny_model import hint, tiny_config, tiny_control, tiny_networks, tiny_pipeline
 
@@ -166,6 +168,21 @@ def test_bfloat16_weights_are_packed_on_the_cpu_and_draw_the_same(files: Files, 
     assert pipe(REQUEST).extra["dtype"] == "bfloat16"
     exact = tiny_pipeline()(REQUEST).images[0]
     assert np.abs(picture.astype(float) - exact.astype(float)).mean() < 8
+
+
+def test_float32_takes_fewer_products_on_a_cpu_unless_memory_is_to_be_saved(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(winograd, "WIDE", 8)  # so that the tiny networks have wide convolutions
+    monkeypatch.setattr(packing, "memory_for_winograd", lambda: True)
+    yaml = write_yaml(tmp_path / "tiny.yaml", CONFIG)
+    exact = tiny_pipeline()(REQUEST).images[0]
+    for low_vram in (False, True):
+        pipe = load_pipeline(yaml, device="cpu", dtype="float32", low_vram=low_vram, registry=files)
+        picture = pipe(REQUEST).images[0]
+        assert np.abs(picture.astype(int) - exact.astype(int)).max() <= 1
+        for network in (pipe.networks.unet, pipe.networks.vae, pipe._cache.get(["canny"])["canny"]):
+            assert any(isinstance(m, WinogradConv2d) for m in network.modules()) is not low_vram
 
 
 def test_low_vram_draws_the_same_on_a_cpu(files: Files, tmp_path: Path) -> None:

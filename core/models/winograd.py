@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from core.models.packed import Packed
 
 WIDE = 256  # channels: with fewer, transforming takes more time than the products that are saved
-FEW_PAIRS = 512 * 512  # of channels: up to here weights that take four times the memory are worth it
+FEW_PAIRS = 640 * 320  # of channels: up to here weights that take four times the memory are worth it
 MOST_TILES = 256  # at once, so that they stay in the processor's cache
 LIMIT_FILE = Path("/sys/fs/cgroup/memory.max")  # what a container may take
 ENOUGH_MEMORY = 15e9  # bytes: SD 1.5 with a ControlNet takes about 8 GB so, 5 GB without
@@ -70,22 +70,22 @@ LARGE = Tiling.of(
 class WinogradConv2d(Packed):
     """A 3x3 convolution with padding 1; its state dict holds the plain weight, but for rounding."""
 
-    def __init__(self, conv: nn.Conv2d) -> None:
-        """Take the weights of ``conv``."""
-        self.tiling = LARGE if conv.in_channels * conv.out_channels <= FEW_PAIRS else SMALL
+    def __init__(self, conv: nn.Conv2d, tiling: Tiling | None = None) -> None:
+        """Take the weights of ``conv``; by default their number decides on the ``tiling``."""
+        few = conv.in_channels * conv.out_channels <= FEW_PAIRS
+        self.tiling = tiling or (LARGE if few else SMALL)
         super().__init__(conv)
 
     def pack(self, weight: Tensor) -> None:
-        """Take a plain weight, (out, in, 3, 3); keep it as (t t, in, out)."""
-        out, channels = weight.shape[:2]
-        taps = weight.permute(2, 3, 1, 0).reshape(9, -1)
-        self.packed = (self.tiling.weight @ taps).view(-1, channels, out)
+        """Take a plain weight, (out, in, 3, 3); keep it as (t t, out, in)."""
+        made = (self.tiling.weight @ weight.reshape(-1, 9).T).view(-1, *weight.shape[:2])
+        self.register_buffer("packed", made, persistent=False)
 
     def plain(self) -> Tensor:
         """Return the weight, (out, in, 3, 3)."""
         back = torch.linalg.pinv(self.tiling.weight.double()).float()
         taps = (back @ self.packed.flatten(1)).view(3, 3, *self.packed.shape[1:])
-        return taps.permute(3, 2, 0, 1).contiguous()
+        return taps.permute(2, 3, 0, 1).contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` (B, in, h, w), best channels last, to (B, out, h, w), channels last."""
@@ -98,7 +98,7 @@ class WinogradConv2d(Packed):
             (tile, tile, batch, rows, columns, channels),
             (per_row, per_pixel, per_image, made * per_row, made * per_pixel, 1),
         )
-        out = x.new_empty(batch, rows, made, columns, made, self.packed.shape[2])
+        out = x.new_empty(batch, rows, made, columns, made, self.packed.shape[1])
         at_once = max(1, MOST_TILES // (batch * columns))
         for row in range(0, rows, at_once):
             strip = tiles[:, :, :, row : row + at_once]
@@ -112,7 +112,7 @@ class WinogradConv2d(Packed):
         """Turn tiles (t, t, B, rows, columns, in) into (made, made, B, rows, columns, out)."""
         made, (tile, _, *places, channels) = self.tiling.made, strip.shape
         spread = (self.tiling.spread @ strip.reshape(tile * tile, -1)).view(tile * tile, -1, channels)
-        products = torch.bmm(spread, self.packed)
+        products = torch.bmm(spread, self.packed.mT)
         return (self.tiling.gather @ products.flatten(1)).view(made, made, *places, -1)
 
 

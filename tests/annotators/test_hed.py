@@ -13,10 +13,10 @@ from torch import nn
 import annotators
 from annotators import fake_scribble, hed
 from annotators.nets.hed import HED, build
-from annotators.nets.quick import WinogradConv
 from annotators.networks import NETWORKS, NetworkCache
 from core.errors import CheckpointMismatch
 from core.images import resize_image, to_rgb
+from core.models.winograd import WinogradConv2d
 from tests.annotators.edge_maps import ROOT, checkered, loaded, published_state, read, stored
 
 
@@ -34,22 +34,12 @@ def test_the_side_outputs_are_the_verified_ones() -> None:
         assert found.shape == expected.shape and np.abs(found - expected).max() < 2e-4
 
 
-@pytest.mark.parametrize(("size", "channels"), [((16, 20), (5, 7)), ((7, 1), (3, 4)), ((33, 50), (8, 8))])
-def test_winograd_computes_the_same_convolution(size: tuple[int, int], channels: tuple[int, int]) -> None:
-    torch.manual_seed(0)
-    conv = nn.Conv2d(*channels, 3, padding=1).requires_grad_(False)
-    x = torch.randn(2, channels[0], *size).contiguous(memory_format=torch.channels_last)
-    made = WinogradConv(conv)(x)
-    exact = conv.double()(x.double())
-    assert made.shape == exact.shape and (made - exact).abs().max() < 2e-5
-
-
 def test_only_wide_convolutions_in_float32_are_replaced() -> None:
     kinds = [type(conv).__name__ for conv in loaded("hed", build).get_submodule("block4.convs").children()]
-    assert kinds == ["WinogradConv"] * 3
+    assert kinds == ["WinogradConv2d"] * 3
     net = HED().bfloat16()
     net.load_state_dict(published_state("hed", net))
-    assert not any(isinstance(module, WinogradConv) for module in net.modules())
+    assert not any(isinstance(module, WinogradConv2d) for module in net.modules())
 
 
 @pytest.mark.parametrize("photo", ["photo_cat", "photo_astronaut"])

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from annotators.nets.quick import WinogradConv
 from annotators.nets.uniformer import (
     Attention,
     ConvBlock,
@@ -23,6 +22,7 @@ from annotators.nets.uniformer import (
     without_use,
 )
 from core.errors import CheckpointMismatch
+from core.models.winograd import WinogradConv2d
 from tests.deterministic_weights import fill_tensors
 
 TESTS = Path(__file__).parents[1]
@@ -60,7 +60,7 @@ def test_the_logits_are_the_verified_ones_also_when_made_quick() -> None:
     assert logits.shape == (1, 150, 24, 34)
     assert (logits.flatten()[::37] - expected).abs().max() < 1e-5
     net.decode_head.quicken()
-    assert isinstance(net.decode_head.fpn_convs[0].conv, WinogradConv)
+    assert isinstance(net.decode_head.fpn_convs[0].conv, WinogradConv2d)
     assert (net(waves()).flatten()[::37] - expected).abs().max() < 2e-5
 
 

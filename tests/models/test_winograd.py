@@ -52,6 +52,16 @@ def test_it_computes_the_convolution(
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("tiling", [SMALL, LARGE])
+@pytest.mark.parametrize(("size", "channels"), [((16, 20), (5, 7)), ((7, 1), (3, 4)), ((33, 50), (8, 8))])
+def test_any_number_of_channels_can_be_computed(
+    tiling: winograd.Tiling, size: tuple[int, int], channels: tuple[int, int]
+) -> None:
+    conv, x = nn.Conv2d(*channels, 3, padding=1), torch.randn(2, channels[0], *size)
+    assert off(WinogradConv2d(conv, tiling)(x), conv(x)) < 6e-6
+
+
+@torch.inference_mode()
 def test_it_needs_no_bias_and_keeps_what_it_was_given() -> None:
     conv = nn.Conv2d(256, 320, 3, padding=1, bias=False)
     x = torch.randn(1, 256, 12, 12)
