@@ -173,7 +173,7 @@ def test_bfloat16_weights_are_packed_on_the_cpu_and_draw_the_same(files: Files, 
 def test_float32_takes_fewer_products_on_a_cpu_unless_memory_is_to_be_saved(
     files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(winograd, "WIDE", 8)  # so that the tiny networks have wide convolutions
+    monkeypatch.setattr(winograd, "WIDE", 4)  # so that the tiny networks have wide convolutions
     monkeypatch.setattr(packing, "memory_for_winograd", lambda: True)
     yaml = write_yaml(tmp_path / "tiny.yaml", CONFIG)
     exact = tiny_pipeline()(REQUEST).images[0]
