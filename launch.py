@@ -71,7 +71,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--low-vram",
         action="store_true",
-        help="Keep on the GPU only the part that computes: slower, but needs less memory.",
+        help="Keep on the GPU only the part that computes and, without one, weights as small as they come: "
+        "slower, but needs less memory.",
     )
     p.add_argument(
         "--max-batch",

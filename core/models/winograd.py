@@ -24,7 +24,7 @@ WIDE = 256  # channels: with fewer, transforming takes more time than the produc
 FEW_PAIRS = 640 * 320  # of channels: up to here weights that take four times the memory are worth it
 MOST_TILES = 256  # at once, so that they stay in the processor's cache
 LIMIT_FILE = Path("/sys/fs/cgroup/memory.max")  # what a container may take
-ENOUGH_MEMORY = 15e9  # bytes: SD 1.5 with a ControlNet takes about 8 GB so, 5 GB without
+ENOUGH_MEMORY = 15e9  # bytes: a process that draws with SD 1.5 and a ControlNet takes 10 GB so, 7 GB without
 
 
 @dataclass(frozen=True, slots=True)
