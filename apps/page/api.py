@@ -30,7 +30,7 @@ Each unit, numbered from 1, has an image, a detector, and how much and when it c
 image does not count. Leave out the controls of other detectors. The first image decides the size, and others
 are cut to its proportions. Returns the files of all pictures, the maps first in the order of the units, and
 the seed that was used. Every PNG carries all settings. Give images with gradio_client's handle_file. A seed
-of -1 takes a random one."""
+of -1 takes a random one. While it draws, the maps come once, and then an empty list now and then."""
 ANNOTATE = """Make the map of a picture with one detector.
 
 Returns the map as a PNG, as the ControlNet takes it, and what else was found, such as the key points of

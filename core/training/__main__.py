@@ -129,6 +129,9 @@ def parser() -> argparse.ArgumentParser:
     sub = commands.add_parser("evaluate", help="measure the bundled demo model on held-out scenes")
     sub.add_argument("--count", type=int, default=256, help="scenes (default 256)")
     sub.add_argument("--steps", type=int, default=20, help="sampling steps (default 20)")
+    sub.add_argument(
+        "--batch", type=int, default=1, help="pictures drawn at once: 32 suits a GPU (default 1)"
+    )
     sub.add_argument("--sheet", type=Path, help="PNG of the first scenes: scene, hint, result")
     sub.add_argument("--runs", type=Path, default=RUNS, help="folder that holds the judge of words")
     sub.add_argument("--control", help="measure only how well this control is obeyed")
@@ -176,9 +179,9 @@ def _run_demo(args: argparse.Namespace) -> None:
             print(evaluate_detector(args.detector, args.count, args.sheet))
             return
         if args.control is not None:
-            print(evaluate_control(args.control, args.count, args.steps, args.sheet))
+            print(evaluate_control(args.control, args.count, args.steps, args.sheet, args.batch))
             return
-        print(evaluate_demo(args.count, args.steps, args.runs, args.sheet))
+        print(evaluate_demo(args.count, args.steps, args.runs, args.sheet, args.batch))
         return
     if args.command == "classifier":
         from core.runtime.device import resolve_device

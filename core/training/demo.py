@@ -154,8 +154,10 @@ def export_demo_base(config: ModelConfig, vae_run: Path, base_run: Path, output:
     export_base(config, base.unet, load_vae(config, vae_run), base.text, output)
 
 
-def evaluate_demo(count: int, steps: int, runs: Path, picture: Path | None) -> str:
+def evaluate_demo(count: int, steps: int, runs: Path, picture: Path | None, batch: int = 1) -> str:
     """Return Markdown tables of the bundled demo model's figures; ``picture`` is where a sheet goes.
+
+    ``batch`` pictures are drawn at once.
 
     The judge of words is kept in ``runs``; it is trained first where it is not there.
     """
@@ -165,7 +167,7 @@ def evaluate_demo(count: int, steps: int, runs: Path, picture: Path | None) -> s
 
     library = SpriteLibrary.load()
     judge = load_or_train(library, runs, torch.device("cpu"))
-    report = evaluate(load_pipeline("demo"), library, judge, count, steps=steps)
+    report = evaluate(load_pipeline("demo"), library, judge, count, steps=steps, batch=batch)
     if picture is not None:
         _write_sheet(picture, [triple for found in report.controls for triple in found.examples[:4]])
     return report.table()
@@ -182,8 +184,10 @@ def train_judge(runs: Path, loop_minutes: float | None, device: torch.device) ->
     return f"{right:.1%} of 256 held-out scenes of one thing, among {len(net.names)} things"
 
 
-def evaluate_control(control: str, count: int, steps: int, picture: Path | None) -> str:
+def evaluate_control(control: str, count: int, steps: int, picture: Path | None, batch: int = 1) -> str:
     """Return a Markdown table that tells how well ``control`` of the bundled demo model is obeyed.
+
+    ``batch`` pictures are drawn at once.
 
     Raises:
         ValueError: the model has no such control; lists those it has.
@@ -195,7 +199,7 @@ def evaluate_control(control: str, count: int, steps: int, picture: Path | None)
     pipe = load_pipeline("demo")
     if control not in pipe.controls:
         raise ValueError(f"control is {control!r}: give one of {', '.join(pipe.controls)}.")
-    found = obedience(Drawn(pipe, SpriteLibrary.load(), count, steps), control)
+    found = obedience(Drawn(pipe, SpriteLibrary.load(), count, steps, batch), control)
     if picture is not None:
         _write_sheet(picture, found.examples)
     return f"{HEADER}\n{found.row()}"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from core.pipeline import ControlNetPipeline
-from core.request import ControlUnit, Request
+from core.request import MAX_BATCH, ControlUnit, Request, Result, check_number
 from core.training.detectors.measures import MEASURES, Measure
 from core.training.hints import in_colour, plain_hint
 from core.training.toyworld.scene import Scene, held_out_scenes
@@ -53,11 +53,21 @@ HEADER = (
 
 
 class Drawn:
-    """Pictures of the demo model for held-out scenes; each is drawn once, whoever asks."""
+    """Pictures of the demo model for held-out scenes; each is drawn once, whoever asks.
 
-    def __init__(self, pipe: ControlNetPipeline, library: SpriteLibrary, count: int, steps: int) -> None:
-        """Draw ``count`` scenes a control, of the pipeline's own size, in ``steps`` steps."""
-        self.pipe, self.count = pipe, count
+    ``seconds`` are those of each picture, in a batch its share of them.
+    """
+
+    def __init__(
+        self, pipe: ControlNetPipeline, library: SpriteLibrary, count: int, steps: int, batch: int = 1
+    ) -> None:
+        """Draw ``count`` scenes a control, of the pipeline's own size, in ``steps`` steps, ``batch`` at once.
+
+        Raises:
+            ValueError: ``batch`` is out of range.
+        """
+        check_number("batch", batch, 1, MAX_BATCH, integer=True)
+        self.pipe, self.count, self.batch = pipe, count, batch
         self.sets = {people: self._scenes(library, people) for people in (False, True)}
         side = pipe.resolution
         self.base = Request("", size=(side, side), steps=steps, cfg_scale=pipe.config.cfg_scale)
@@ -71,17 +81,36 @@ class Drawn:
         """Return the pictures of the scenes, or of those with people, with a control or without."""
         key = control, people
         if key not in self._pictures:
-            scenes = tqdm(self.sets[people], desc=control or "no control", mininterval=10)
-            self._pictures[key] = [self._draw(scene, control, i) for i, scene in enumerate(scenes)]
+            requests = [self._request(scene, control, i) for i, scene in enumerate(self.sets[people])]
+            self._pictures[key] = self.draw(requests, control or "no control")
         return self._pictures[key]
 
-    def _draw(self, scene: Scene, control: str | None, seed: int) -> Image:
+    def _request(self, scene: Scene, control: str | None, seed: int) -> Request:
         units: tuple[ControlUnit, ...] = ()
         if control is not None:
             units = (ControlUnit(control, in_colour(plain_hint(control, scene))),)
-        result = self.pipe(replace(self.base, prompt=scene.caption, controls=units, seed=seed))
-        self.seconds.append(result.seconds)
-        return result.images[0]
+        return replace(self.base, prompt=scene.caption, controls=units, seed=seed)
+
+    def draw(self, requests: Sequence[Request], what: str) -> list[Image]:
+        """Return the picture of each request; they differ only in what may differ in a batch."""
+        made: list[Image] = []
+        with tqdm(total=len(requests), desc=what, mininterval=10) as bar:
+            for i in range(0, len(requests), self.batch):
+                some = requests[i : i + self.batch]
+                results = [self.pipe(some[0])] if len(some) == 1 else self._together(some)
+                made += [result.images[0] for result in results]
+                self.seconds += [result.seconds / len(some) for result in results]
+                bar.update(len(some))
+        return made
+
+    def _together(self, requests: Sequence[Request]) -> list[Result]:
+        results: dict[int, Result] = {}
+        for i, update in self.pipe.sample_together(requests):
+            if isinstance(update, Exception):
+                raise update
+            if isinstance(update, Result):
+                results[i] = update
+        return [results[i] for i in range(len(requests))]
 
 
 def obedience(drawn: Drawn, control: str) -> Obedience:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from core.errors import WeightsMissing
+from core.errors import NumericalError, WeightsMissing
 from core.loading import load_pipeline
 from core.pipeline import ControlNetPipeline
 from core.request import Request
@@ -70,6 +70,28 @@ def test_a_picture_is_drawn_once_and_its_hint_is_the_scenes(drawn: Drawn) -> Non
     obedience(drawn, "canny")
     drawn.pictures(None, False)
     assert len(requests) == 6
+
+
+def test_pictures_drawn_together_are_those_drawn_alone() -> None:
+    pipe = load_pipeline("demo", device="cpu", dtype="float32")
+    alone, together = (Drawn(pipe, LIBRARY, 3, 2, batch) for batch in (1, 2))
+    for one, other in zip(alone.pictures("canny", False), together.pictures("canny", False), strict=True):
+        assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
+    assert len(together.seconds) == 3
+    label, seconds, _ = evaluation._speed(together, 2)
+    assert label.endswith("after the first, 2 at once")
+    assert float(seconds) == pytest.approx(together.seconds[2], abs=0.006)
+
+
+def test_an_error_of_one_picture_ends_the_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = Perfect()
+    monkeypatch.setattr(
+        pipe, "sample_together", lambda requests: iter([(1, NumericalError("not finite"))]), raising=False
+    )
+    with pytest.raises(NumericalError, match="not finite"):
+        Drawn(cast(ControlNetPipeline, pipe), LIBRARY, 2, 2, 2).pictures(None, False)
+    with pytest.raises(ValueError, match="batch is 33: give a whole number from 1 to 32"):
+        Drawn(cast(ControlNetPipeline, pipe), LIBRARY, 2, 2, 33)
 
 
 def test_every_control_is_measured_by_what_its_detector_finds(
