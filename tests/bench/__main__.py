@@ -111,6 +111,7 @@ def parser() -> argparse.ArgumentParser:
     o.add_argument("--dtype", nargs="+", default=["auto", "float16"], help="Number formats.")
     o.add_argument("--rounds", type=int, default=3, help="How often; the least counts.")
     o.add_argument("--threads", type=int, help="Threads; by default as many as torch chooses.")
+    o.add_argument("--cold", action="store_true", help="From the disk, not from the system's cache.")
     o.set_defaults(run=load.run)
 
     g = commands.add_parser("grid", help="A picture of what every app makes of held-out toy scenes.")

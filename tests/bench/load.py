@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -18,24 +19,30 @@ def run(args: argparse.Namespace) -> None:
     print("|---|---|---|---|---|---|")
     with random_files(args.model, with_diffusers=False) as files:
         for dtype in args.dtype:
-            found = [in_own_process(measure, files.ours, dtype, args.threads) for _ in range(args.rounds)]
+            given = (files.ours, dtype, args.threads, args.cold)
+            found = [in_own_process(measure, *given) for _ in range(args.rounds)]
             reading, loading = (min(values) for values in list(zip(*found, strict=True))[:2])
             _, _, after, above = min(found, key=lambda one: one[1])
             cells = (f"{reading:.2f} s", f"{loading:.2f} s", f"{loading / reading:.1f}")
             print(f"| {dtype} | {' | '.join(cells)} | {after:.2f} GB | {above:.2f} GB |", flush=True)
 
 
-def measure(model: Path, dtype: str, threads: int | None) -> tuple[float, float, float, float]:
+def measure(
+    model: Path, dtype: str, threads: int | None, cold: bool = False
+) -> tuple[float, float, float, float]:
     """Read all files once, then load them; return both times, the memory after it and the peak above that.
 
-    The files are in the system's cache. To be called in a process of its own.
+    The files are in the system's cache or, if it is to be ``cold``, read from the disk each time. To be
+    called in a process of its own.
     """
     import torch
 
     if threads:
         torch.set_num_threads(threads)
     files = sorted(model.parent.glob("*.safetensors"))
-    reading = min(_read(files) for _ in range(3))
+    reading = min(_read(files, cold) for _ in range(1 if cold else 3))
+    if cold:
+        _forget(files)
     began = time.perf_counter()
     pipe = load_pipeline(model, device="cpu", dtype=dtype)
     with torch.inference_mode():
@@ -45,9 +52,21 @@ def measure(model: Path, dtype: str, threads: int | None) -> tuple[float, float,
     return reading, loading, after, resident("VmHWM") - after
 
 
-def _read(files: list[Path]) -> float:
+def _read(files: list[Path], cold: bool) -> float:
     """Read files into main memory, one after the other; return the seconds."""
+    if cold:
+        _forget(files)
     began = time.perf_counter()
     for path in files:
         path.read_bytes()
     return time.perf_counter() - began
+
+
+def _forget(files: list[Path]) -> None:
+    """Have the system drop files from its cache, so that the next reading is from the disk."""
+    if not hasattr(os, "posix_fadvise"):
+        raise ValueError("--cold needs Linux: other systems cannot be told to forget a file.")
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())  # what is not written yet stays
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
