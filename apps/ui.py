@@ -19,7 +19,7 @@ from apps.page.annotate import connect as connect_bench  # noqa: E402
 from apps.page.api import add_annotate_endpoint, add_endpoint  # noqa: E402
 from apps.page.bench import BenchWidgets  # noqa: E402
 from apps.page.bench import lay_out as lay_out_bench  # noqa: E402
-from apps.page.events import connect, share_inputs  # noqa: E402
+from apps.page.events import HIDDEN, connect, share_inputs  # noqa: E402
 from apps.page.forms import AppForm, JointForm, file_path  # noqa: E402
 from apps.page.handlers import Handlers  # noqa: E402
 from apps.page.joint import connect as connect_joint  # noqa: E402
@@ -34,11 +34,7 @@ from apps.spec import EXAMPLES_DIR, App, Joint, Page, Workbench  # noqa: E402
 TITLE = "ControlNet"
 MAX_UPLOAD = "20mb"
 MAX_WAITING = 20  # visitors in the queue; more are told to come back
-ON_LOAD: dict[str, Any] = {
-    "show_progress": "hidden",
-    "concurrency_limit": None,
-    "api_visibility": "private",
-}
+ON_LOAD: dict[str, Any] = {**HIDDEN, "concurrency_limit": None, "api_visibility": "private"}
 CLEAN_EVERY_SECONDS, KEEP_SECONDS = 3600, 24 * 3600
 # Gradio's queue looks for work every millisecond, and for progress every ten, whether there is any or not: a
 # tenth of a processor, and each time a thread that draws has to stand aside.

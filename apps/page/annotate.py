@@ -15,7 +15,7 @@ import annotators
 from annotators.base import Annotation
 from apps.page import look
 from apps.page.bench import BenchWidgets, CardWidgets, declared_of
-from apps.page.events import QUEUE, quietly
+from apps.page.events import HIDDEN, QUEUE, quietly
 from apps.page.files import PictureFolder
 from apps.page.forms import file_path
 from apps.page.handlers import told
@@ -116,9 +116,8 @@ def connect(handlers: Bench, at_once: int) -> None:
     if w.examples is not None:
         filled = quietly(w.examples.click, _fill_from(handlers.bench), [w.examples], [w.image])
         starts.append(quietly(filled.then, _busy, None, buttons))
-    hidden = {"show_progress": "hidden"}
     running = [
-        start.then(handlers.run_all, [w.image, *controls], outputs, **queued, **hidden) for start in starts
+        start.then(handlers.run_all, [w.image, *controls], outputs, **queued, **HIDDEN) for start in starts
     ]
     for event in running:
         for over in (event.success, event.failure):

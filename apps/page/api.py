@@ -14,7 +14,7 @@ from gradio.components.api_component import Api
 from annotators.base import Checkbox, Slider
 from apps.page.annotate import Bench
 from apps.page.bench import declared_of
-from apps.page.events import QUEUE
+from apps.page.events import HIDDEN, QUEUE
 from apps.page.forms import AppForm, Field, Optional, Picture, file_path
 from apps.page.handlers import Handlers, told
 from apps.page.settings import Choice, Setting
@@ -91,7 +91,7 @@ def _add(
         api_description=description,
         preprocess=False,
         postprocess=False,
-        show_progress="hidden",
+        **HIDDEN,
         concurrency_id=QUEUE,
         concurrency_limit=at_once,
     )

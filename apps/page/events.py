@@ -27,6 +27,9 @@ from apps.spec import MASK, App, Page
 from core.images import open_image, upright_size
 
 QUEUE = "gpu"  # all apps share it, since all share one model
+# No progress of Gradio's own. Not only out of sight: for each message of a run the browser would look up all
+# components that were ever filled, one by one in the whole page, and with many tabs do nothing else.
+HIDDEN: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": []}
 # On a phone the results are below the inputs: bring them into view when a run begins.
 SHOW_RESULTS = """() => {
   if (innerWidth < 720) document.getElementById('ID').scrollIntoView({behavior: 'smooth'});
@@ -88,9 +91,7 @@ def beginning(page: Page, w: Common) -> Callable[[Callable[..., Any]], Any]:
 def upload(w: Common, put_back: Callable[..., Any], outputs: list[Any]) -> Any:
     """Restore settings from a picture that is dropped."""
     restore_from = w.results.restore
-    return restore_from.upload(
-        put_back, [restore_from], outputs, show_progress="hidden", api_visibility="private"
-    )
+    return restore_from.upload(put_back, [restore_from], outputs, **HIDDEN, api_visibility="private")
 
 
 def announce(changes: list[Any], say: Callable[..., str], sources: list[Component], w: Common) -> None:
@@ -103,7 +104,7 @@ def announce(changes: list[Any], say: Callable[..., str], sources: list[Componen
         [w.size],
         preprocess=False,
         queue=False,
-        show_progress="hidden",
+        **HIDDEN,
         trigger_mode="always_last",
         api_visibility="private",
     )
@@ -125,7 +126,7 @@ def share_inputs(tabs: Sequence[gr.Tab], shared: Sequence[Component | None]) -> 
             [*there, current],
             [component, current],
             js=take,
-            show_progress="hidden",
+            **HIDDEN,
             api_visibility="private",
         )
 
@@ -141,7 +142,7 @@ def run_after(
             inputs,
             [results.gallery, results.status, w.settings["seed"], results.mend],
             preprocess=False,
-            show_progress="hidden",
+            **HIDDEN,
             concurrency_id=QUEUE,
             concurrency_limit=at_once,
             api_visibility="private",
@@ -166,9 +167,7 @@ def offer_advice(w: Common) -> None:
 def cancel(running: list[Any], w: Common) -> None:
     """Stop what runs on Cancel."""
     status = w.results.status
-    w.cancel.click(
-        None, None, [status], js=STOPPING, cancels=running, show_progress="hidden", api_visibility="private"
-    )
+    w.cancel.click(None, None, [status], js=STOPPING, cancels=running, **HIDDEN, api_visibility="private")
 
 
 def quietly(
@@ -178,7 +177,7 @@ def quietly(
     outputs: list[Component],
 ) -> Any:
     """Listen for an event whose handler is quick: outside the queue, without a spinner, not in the API."""
-    return listen(fn, inputs, outputs, queue=False, show_progress="hidden", api_visibility="private")
+    return listen(fn, inputs, outputs, queue=False, **HIDDEN, api_visibility="private")
 
 
 def _busy() -> tuple[Any, Any, str, Any]:

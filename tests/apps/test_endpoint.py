@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from gradio_client import Client, handle_file
 
-from apps import all_apps, ui
+from apps import all_apps, all_pages, ui
 from apps.page import api
 from core.errors import NumericalError
 from core.images import to_rgb
@@ -149,6 +149,12 @@ def test_the_queue_looks_for_work_seldom_enough() -> None:
         ui.LOOK_SECONDS,
         ui.PROGRESS_SECONDS,
     )
+
+
+def test_what_shows_no_progress_has_the_browser_look_for_none() -> None:
+    config = ui.build(all_pages(), FakePipeline()).get_config_file()
+    hidden = [d for d in config["dependencies"] if d["show_progress"] == "hidden"]
+    assert len(hidden) > 100 and all(d["show_progress_on"] == [] for d in hidden)
 
 
 def test_unusual_pictures_work_through_the_endpoint(client: Client, tmp_path: Path) -> None:
