@@ -12,9 +12,11 @@ from torch import Tensor
 
 from core.config import load_config
 from core.models.controlnet import ControlNet
+from core.models.packing import pack_weights
 from core.models.text_encoder import TextEncoder
 from core.models.unet import UNet
 from core.models.vae import AutoencoderKL
+from core.models.winograd import WinogradConv2d, memory_for_winograd
 from core.weights.convert import text_sources
 from tests.deterministic_weights import weight_values
 from tests.golden_networks import (
@@ -77,6 +79,18 @@ def test_eps_is_the_originals(
         "eps_guess": [r * s for r, s in zip(residuals, GUESS_SCALES, strict=True)],
     }
     assert_same(unet(golden["x"], golden["t"], golden["context"], given[case]), golden[case], "eps")
+
+
+@pytest.mark.skipif(not memory_for_winograd(), reason="the transformed weights need a larger computer")
+def test_eps_with_fewer_products_is_the_originals(
+    golden: dict[str, Tensor], residuals: list[Tensor], unet: UNet
+) -> None:
+    """Changes ``unet``: the last of its tests."""
+    with torch.inference_mode():
+        pack_weights(unet)
+        assert sum(isinstance(module, WinogradConv2d) for module in unet.modules()) > 40
+        eps = unet(golden["x"], golden["t"], golden["context"], residuals)
+    assert_same(eps, golden["eps"], "eps")
 
 
 def test_the_vae_encodes_and_decodes_as_the_originals() -> None:
