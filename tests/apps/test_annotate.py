@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,21 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 
 def values(name: str) -> list[Any]:
     return [setting.default for setting in declared_of(CARDS[name])]
+
+
+def test_a_detector_runs_in_a_thread_that_ends_with_it(
+    handlers: Bench, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[threading.Thread] = []
+
+    def watched(*given: Any) -> Any:
+        used.append(threading.current_thread())
+        return annotate(*given)
+
+    monkeypatch.setattr("apps.page.annotate.annotate", watched)
+    named = {setting.name: setting.default for setting in declared_of(CANNY)}
+    handlers.make(CANNY, str(photo), named)
+    assert used[0] is not threading.current_thread() and not used[0].is_alive()
 
 
 def card_of(handlers: Bench, name: str) -> Any:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import launch
 from apps import all_pages
 from apps.page import model as models
 from core.additions import Lora
+from core.runtime.batcher import Batcher
 
 
 def test_every_flag_has_a_sentence_of_help() -> None:
@@ -138,6 +141,19 @@ def test_arguments_reach_the_page_and_the_pipeline(monkeypatch: pytest.MonkeyPat
     told |= {"vae_dtype": "float16", "compile": True, "graphs": False}
     assert seen["load"] == ("demo", told)
     assert seen["serve"] == {"host": "0.0.0.0", "port": 8001, "share": False, "auth": ("ann", "se:cret")}
+
+
+@pytest.mark.parametrize(("flags", "pictures"), [([], 4), (["--low-vram"], 1), (["--max-batch", "2"], 2)])
+def test_pictures_are_drawn_in_a_thread_of_their_own_also_one_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, flags: list[str], pictures: int
+) -> None:
+    import core
+
+    pipeline = SimpleNamespace(device=torch.device("cpu"), name="demo", title="Demo")
+    monkeypatch.setattr(core, "load_pipeline", lambda name, **options: pipeline, raising=False)
+    args = launch.parser().parse_args(["--model", "demo", *flags])
+    drawing = launch._model(args, ["canny"]).get()
+    assert isinstance(drawing, Batcher) and drawing.max_batch == pictures
 
 
 def test_detectors_compute_where_the_model_does(monkeypatch: pytest.MonkeyPatch) -> None:
