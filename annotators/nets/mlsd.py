@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -164,7 +164,11 @@ class MLSD(nn.Module):
         Channel 0 is the logit of a line's centre, 1 to 4 the way from there to the ends: x, y, x, y in
         pixels of the output.
         """
-        c1, c2, c3, c4, c5 = self.backbone(x)
+        return self.read(self.backbone(x))
+
+    def read(self, features: Sequence[Tensor]) -> Tensor:
+        """Turn the five features of the backbone into the maps."""
+        c1, c2, c3, c4, c5 = features
         y = self.block16(self.block15(c4, c5))
         y = self.block18(self.block17(c3, y))
         y = self.block20(self.block19(c2, y))

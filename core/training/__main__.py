@@ -70,6 +70,13 @@ def parser() -> argparse.ArgumentParser:
     _device(sub)
     sub = _stage(commands, "decoder", "train the decoder on the latents")
     _training(sub, steps=3000, rate=2e-4, batch=8)
+    sub.add_argument("--detectors", action="store_true", help="learn what the apps' detectors look at, too")
+    sub.add_argument("--adversary", action="store_true", help="learn to be taken for true, too")
+    sub.add_argument("--redrawn", action="store_true", help="learn from what redraw drew, too")
+    sub = _stage(commands, "redraw", "draw scenes anew with the exported model, for the decoder")
+    sub.add_argument("--count", type=int, default=512, help="how many of the scenes (default 512)")
+    sub.add_argument("--ckpts", type=Path, default=CKPTS, help="folder of the exported files")
+    _device(sub)
     _stage(commands, "words", "give the things' words a code of what they look like")
     sub = _stage(commands, "base", "train the UNet on latents and captions")
     _training(sub, steps=6000, rate=6e-4, batch=16)
@@ -283,12 +290,17 @@ def run_stage(args: argparse.Namespace, config: ModelConfig) -> None:
     from core.runtime.device import resolve_device
     from core.training import demo
     from core.training.base import train_base
+    from core.training.data import Redrawn
     from core.training.start import unpack
     from core.training.vae import fit_autoencoder, train_decoder
 
     vae_run, base_run = args.runs / "vae", args.runs / "base"
     if args.command == "latents":
         return demo.make_latents(config, args.data, vae_run, args.count, resolve_device(args.device))
+    if args.command == "redraw":
+        from core.training.redraw import redraw
+
+        return redraw(config, args.data, args.ckpts, args.count, device=resolve_device(args.device))
     if args.command == "encoder":
         return fit_autoencoder(config, args.data, vae_run)
     if args.command == "words":
@@ -307,7 +319,16 @@ def run_stage(args: argparse.Namespace, config: ModelConfig) -> None:
     device = resolve_device(args.device)
     if args.command == "decoder":
         loop = _loop(args, vae_run)
-        return train_decoder(config, args.data, loop, batch_size=args.batch, device=device)
+        return train_decoder(
+            config,
+            args.data,
+            loop,
+            batch_size=args.batch,
+            detectors=args.detectors,
+            adversary=args.adversary,
+            redrawn=Redrawn.open(args.data) if args.redrawn else None,
+            device=device,
+        )
     if args.command == "base":
         loop = _loop(args, base_run)
         return train_base(

@@ -26,6 +26,7 @@ from core.training.vae_init import without_idle_branches
 
 log = logging.getLogger(__name__)
 
+REDRAWN = "redrawn.npz"
 MADE_OF = "made_of.json"
 
 
@@ -165,3 +166,31 @@ class LatentScenes:
             for i, (y, x) in zip(which.tolist(), corners, strict=True)
         ]
         return which.numpy(), torch.stack(squares).float()
+
+
+@dataclass(frozen=True, slots=True)
+class Redrawn:
+    """Latents (N, C, h, w) float16, and the numbers (N,) of the scenes that they show."""
+
+    latents: NDArray[np.float16]
+    scenes: NDArray[np.int64]
+
+    @classmethod
+    def open(cls, data: Path) -> Redrawn:
+        """Read what ``redraw`` wrote to ``data``.
+
+        Raises:
+            FileNotFoundError: with the command that draws them.
+        """
+        if not (data / REDRAWN).exists():
+            raise FileNotFoundError(
+                f"{data} holds no redrawn latents. Run: python -m core.training redraw --data {data}"
+            )
+        with np.load(data / REDRAWN) as found:
+            return cls(found["latents"], found["scenes"])
+
+    def save(self, data: Path) -> None:
+        """Write them, whole or not at all."""
+        partial = data / f"partial.{REDRAWN}"
+        np.savez(partial, latents=self.latents, scenes=self.scenes)
+        os.replace(partial, data / REDRAWN)

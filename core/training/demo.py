@@ -15,6 +15,7 @@ from core.models.vae import AutoencoderKL
 from core.runtime.device import CPU
 from core.training.base import START, Denoiser, SceneBatches, load_text
 from core.training.control import SceneControlBatches, train_control
+from core.training.critics import ADVERSARY
 from core.training.data import LatentScenes, cache_latents
 from core.training.export import export_base, export_control, load_average
 from core.training.hints import CONTROLS
@@ -41,7 +42,8 @@ def load_vae(config: ModelConfig, vae_run: Path) -> AutoencoderKL:
     checkpoint = vae_run / "checkpoint.pt"
     if checkpoint.exists():
         average = torch.load(checkpoint, map_location="cpu", weights_only=True)["ema"]
-        vae.load_state_dict(vae.state_dict() | average)
+        own = {key: value for key, value in average.items() if not key.startswith(ADVERSARY)}
+        vae.load_state_dict(vae.state_dict() | own)
     return vae
 
 

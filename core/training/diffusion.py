@@ -36,6 +36,13 @@ class DiffusionLoss:
             return noise
         return self._at(self.signal, t) * noise - self._at(self.noise, t) * x_0
 
+    def parts(self, x_t: Tensor, prediction: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what a prediction takes for x_0 and for the noise in ``x_t`` (B, C, h, w) at ``t`` (B,)."""
+        signal, noise = self._at(self.signal, t), self._at(self.noise, t)
+        if self.is_v:
+            return signal * x_t - noise * prediction, noise * x_t + signal * prediction
+        return (x_t - noise * prediction) / signal, prediction
+
     def __call__(self, prediction: Tensor, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return the mean squared error; every time step counts alike."""
         return F.mse_loss(prediction.float(), self.target(x_0, noise, t))

@@ -13,12 +13,15 @@ from torch import Tensor
 from core.config import ModelConfig
 from core.models.vae import AutoencoderKL
 from core.runtime.device import CPU, autocast, for_training
-from core.training.data import LatentScenes, Scenes, to_tensor
+from core.training.critics import Adversary, Detectors
+from core.training.data import LatentScenes, Redrawn, Scenes, to_tensor
 from core.training.loop import LoopConfig, Trainer
 from core.training.vae_init import init_as_pyramid, whiten
 
 EDGE_WEIGHT = 0.5  # L1 on the differences of neighbouring pixels: keeps outlines crisp
 SQUARE_WEIGHT = 3.0
+DETECTORS_WEIGHT = 0.06
+ADVERSARY_WEIGHT = 0.02
 LATENT_NOISE = 0.08  # the decoder meets sampled latents, which are never quite those of a picture
 FITTED = "fitted.safetensors"
 
@@ -49,16 +52,28 @@ def load_fitted(config: ModelConfig, run: Path) -> AutoencoderKL:
 
 
 def aligned_crops(
-    dataset: LatentScenes, count: int, crop: int, factor: int, generator: torch.Generator
+    dataset: LatentScenes,
+    count: int,
+    crop: int,
+    factor: int,
+    generator: torch.Generator,
+    redrawn: Redrawn | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Draw latents (count, C, crop/factor, crop/factor) and their pictures (count, 3, crop, crop)."""
+    """Draw latents (count, C, crop/factor, crop/factor) and their pictures (count, 3, crop, crop).
+
+    With ``redrawn`` every second one is of latents that the model drew.
+    """
     side = dataset.latents.shape[-1]
     cells = crop // factor
     which = torch.randint(len(dataset.latents), (count,), generator=generator).tolist()
     corner = torch.randint(side - cells + 1, (count, 2), generator=generator).tolist()
     latents, images = [], []
-    for i, (y, x) in zip(which, corner, strict=True):
-        latents.append(dataset.latents[i, :, y : y + cells, x : x + cells])
+    for n, (i, (y, x)) in enumerate(zip(which, corner, strict=True)):
+        source = dataset.latents[i]
+        if redrawn is not None and n % 2:
+            row = i % len(redrawn.scenes)
+            source, i = torch.from_numpy(redrawn.latents[row]).to(source.device), redrawn.scenes[row]
+        latents.append(source[:, y : y + cells, x : x + cells])
         rows, columns = slice(y * factor, (y + cells) * factor), slice(x * factor, (x + cells) * factor)
         images.append(dataset.scenes.images[i, rows, columns])
     return torch.stack(latents).float(), to_tensor(np.stack(images)).to(dataset.latents.device)
@@ -70,12 +85,15 @@ def edge_loss(a: Tensor, b: Tensor) -> Tensor:
     return (d[..., 1:] - d[..., :-1]).abs().mean() + (d[..., 1:, :] - d[..., :-1, :]).abs().mean()
 
 
-def decoder_loss(vae: AutoencoderKL, latents: Tensor, images: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the pixel and edge loss of decoding ``latents`` (B, C, h, w), slightly noised, to ``images``."""
+def decode_noised(vae: AutoencoderKL, latents: Tensor, generator: torch.Generator) -> Tensor:
+    """Decode ``latents`` (B, C, h, w), slightly noised, to float32 (B, 3, H, W)."""
     noised = latents + LATENT_NOISE * torch.randn(latents.shape, generator=generator).to(latents.device)
-    with autocast(images.device.type):
-        out = vae.decode(noised)
-    out = out.float()
+    with autocast(latents.device.type):
+        return vae.decode(noised).float()
+
+
+def pixel_loss(out: Tensor, images: Tensor) -> Tensor:
+    """Return how far the pixels and edges of decoded pictures are from the true ones."""
     pixels = F.l1_loss(out, images) + SQUARE_WEIGHT * F.mse_loss(out, images)
     return pixels + EDGE_WEIGHT * edge_loss(out, images)
 
@@ -87,17 +105,40 @@ def train_decoder(
     *,
     batch_size: int,
     crop: int = 128,
+    detectors: bool = False,
+    adversary: bool = False,
+    redrawn: Redrawn | None = None,
     device: torch.device = CPU,
 ) -> None:
-    """Train the decoder on cached latents; resumes from ``loop.output``, where the fitted start lies too."""
+    """Train the decoder on cached latents; resumes from ``loop.output``, where the fitted start lies too.
+
+    With ``detectors`` it also learns what the apps' detectors look at, with ``adversary`` to be taken for
+    true by a network that learns with it, with ``redrawn`` from what the model drew, too.
+
+    Raises:
+        WeightsMissing: a detector is not on this computer; says how to get it.
+    """
+    torch.manual_seed(loop.seed)
     vae = load_fitted(config, loop.output)
     for_training(vae, device)
     vae.decoder.requires_grad_(True)
     vae.post_quant_conv.requires_grad_(True)
     dataset = LatentScenes.open(data, device)
+    learned = list(vae.named_parameters())
+    critic = Detectors(dataset.scenes.images.shape[1]).to(device) if detectors else None
+    judge = Adversary().to(device) if adversary else None
+    if judge is not None:
+        learned += judge.named_for_training()
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
-        latents, images = aligned_crops(dataset, batch_size, crop, vae.factor, generator)
-        return decoder_loss(vae, latents, images, generator)
+        latents, images = aligned_crops(dataset, batch_size, crop, vae.factor, generator, redrawn)
+        out = decode_noised(vae, latents, generator)
+        total = pixel_loss(out, images)
+        if critic is not None:
+            total = total + DETECTORS_WEIGHT * critic(out, images)
+        if judge is not None:
+            fooled, seen = judge.losses(out, images)
+            total = total + ADVERSARY_WEIGHT * fooled + seen
+        return total
 
-    Trainer(vae.named_parameters(), loop).run(loss, batch_size)
+    Trainer(learned, loop).run(loss, batch_size)
