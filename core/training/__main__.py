@@ -99,6 +99,10 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--turns", nargs="+", choices=choices, default=TURNS, metavar="CONTROL", help=words)
     sub.add_argument("--crop", type=int, help="train on squares of so many pixels (default the whole)")
     sub.add_argument("--ckpts", type=Path, default=CKPTS, help="folder of the exported files")
+    sub = _stage(commands, "feedback", "train a ControlNet by what a detector finds in its drawings")
+    _training(sub, steps=600, rate=3e-4, batch=4)
+    sub.add_argument("--control", required=True, choices=("mlsd", "openpose", "seg"), help="which control")
+    sub.add_argument("--ckpts", type=Path, default=CKPTS, help="folder of the exported files")
     sub = _stage(commands, "stream", "train base and ControlNets on a GPU, on scenes made meanwhile")
     _training(sub, steps=1_000_000, rate=1e-3, batch=768)  # smaller ones wait for Python, not for the GPU
     sub.add_argument("--scenes", type=int, default=65536, help="scenes in all (default 65536)")
@@ -317,6 +321,13 @@ def run_stage(args: argparse.Namespace, config: ModelConfig) -> None:
     if args.command == "export":
         return demo.export_demo_base(config, vae_run, base_run, args.ckpts / "base.safetensors")
     device = resolve_device(args.device)
+    if args.command == "feedback":
+        from core.training.feedback import train_feedback
+
+        loop = _loop(args, args.runs / f"feedback_{args.control}")
+        return train_feedback(
+            config, args.data, args.ckpts, args.control, loop, batch_size=args.batch, device=device
+        )
     if args.command == "decoder":
         loop = _loop(args, vae_run)
         return train_decoder(

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +18,7 @@ from core.config import ModelConfig
 from core.models.text_encoder import TextEncoder
 from core.models.unet import UNet
 from core.models.variants import AnyControlNet
-from core.runtime.device import CPU, autocast
+from core.runtime.device import CPU, autocast, training_attention
 from core.training.control import ControlBatch, control_prediction
 from core.training.data import LatentScenes, Redrawn
 from core.training.diffusion import DiffusionLoss
@@ -27,8 +31,17 @@ BEGIN = (0.2, 0.6)  # share of the schedule at which drawing begins: under a lit
 STEPS = 4
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What is to be drawn: ``context`` of the captions and of none, (B, tokens, width), hint (B, 3, H, W)."""
+
+    context: Tensor
+    without: Tensor
+    hint: Tensor
+
+
 class Artist:
-    """Draws what is left of noised latents anew, as the page does: with a map, a caption and guidance."""
+    """Draws as the page does: with a map, a caption and guidance."""
 
     def __init__(self, config: ModelConfig, unet: UNet, text: TextEncoder, net: AnyControlNet) -> None:
         """Take the networks, which lie on one device."""
@@ -36,25 +49,34 @@ class Artist:
         self.criterion, self.scale = DiffusionLoss(config.schedule), config.cfg_scale
 
     @torch.no_grad()
-    def __call__(
-        self, latents: Tensor, captions: list[str], hint: Tensor, begin: Tensor, noise: Tensor
-    ) -> Tensor:
-        """Noise ``latents`` (B, C, h, w) up to the time steps ``begin`` (B,); draw them in ``STEPS`` steps.
+    def told(self, captions: list[str], hint: Tensor) -> Told:
+        """Read captions; ``hint`` (B, 3, H, W) in [0, 1] lies on the networks' device."""
+        with autocast(hint.device.type):
+            context = self.text.encode([*captions, ""]).float()
+        return Told(context[:-1], context[-1:].expand(len(captions), -1, -1), hint)
 
-        ``hint`` is (B, 3, H, W) in [0, 1]. Everything lies on the networks' device.
+    def predict(self, told: Told, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return the guided prediction from ``x_t`` (B, C, h, w) at ``t`` (B,).
+
+        Gradients go through the half that knows the caption alone.
         """
-        x_t = self.criterion.noised(latents, noise, begin)
-        with autocast(latents.device.type):
-            context = self.text.encode([*captions, *[""] * len(captions)])
-            both = ControlBatch(latents, context.float(), torch.cat([hint, hint]))
-        for step in range(STEPS):
-            t, following = (begin * (STEPS - i) // STEPS for i in (step, step + 1))
-            with autocast(latents.device.type):
-                v = control_prediction(self.unet, self.net, both, torch.cat([x_t, x_t]), torch.cat([t, t]))
-            with_words, without = v.float().chunk(2)
-            v = without + self.scale * (with_words - without)
-            x_0, eps = self.criterion.parts(x_t, v, t)
-            x_t = x_0 if step == STEPS - 1 else self.criterion.noised(x_0, eps, following)
+        learning = torch.is_grad_enabled()
+        attention = training_attention(x_t.device.type) if learning else nullcontext()
+        with autocast(x_t.device.type), attention:
+            known = ControlBatch(x_t, told.context, told.hint)
+            with_words = control_prediction(self.unet, self.net, known, x_t, t).float()
+            with torch.no_grad():
+                unknown = ControlBatch(x_t, told.without, told.hint)
+                without = control_prediction(self.unet, self.net, unknown, x_t, t).float()
+        return without + self.scale * (with_words - without)
+
+    @torch.no_grad()
+    def draw(self, told: Told, x_t: Tensor, times: Sequence[Tensor]) -> Tensor:
+        """Go from ``x_t`` at the first of ``times``, each (B,), to the last, by DDIM; 0 is free of noise."""
+        for t, following in pairwise(times):
+            x_0, eps = self.criterion.parts(x_t, self.predict(told, x_t, t), t)
+            done = (following == 0)[:, None, None, None]
+            x_t = torch.where(done, x_0, self.criterion.noised(x_0, eps, following))
         return x_t
 
 
@@ -87,6 +109,8 @@ def redraw(
         begin = torch.randint(low, high, (len(some),), generator=generator)
         noise = torch.randn(latents.shape, generator=generator)
         captions = [dataset.scenes.captions[i] for i in some]
-        drawn = artist(latents, captions, hint.to(device), begin.to(device), noise.to(device))
+        told, begin = artist.told(captions, hint.to(device)), begin.to(device)
+        times = [begin * (STEPS - i) // STEPS for i in range(STEPS + 1)]
+        drawn = artist.draw(told, artist.criterion.noised(latents, noise.to(device), begin), times)
         made[first : first + len(some)] = drawn.half().cpu().numpy()
     Redrawn(made, scenes).save(data)

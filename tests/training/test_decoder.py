@@ -94,9 +94,11 @@ def test_little_noise_is_drawn_away_and_much_noise_becomes_another_picture(confi
     model = Denoiser(config).requires_grad_(False)
     artist = Artist(config, model.unet, model.text, ControlNet.from_unet(model.unet, config.control))
     latents, noise = torch.randn(2, 1, config.unet.in_channels, 8, 8)
-    near, far = (
-        artist(latents, ["a"], torch.rand(1, 3, 64, 64), torch.tensor([begin]), noise) for begin in (4, 900)
-    )
+    told, made = artist.told(["a"], torch.rand(1, 3, 64, 64)), []
+    for begin in (4, 900):
+        times = [torch.tensor([begin * i // 2]) for i in (2, 1, 0)]
+        made.append(artist.draw(told, artist.criterion.noised(latents, noise, times[0]), times))
+    near, far = made
     assert float((near - latents).abs().mean()) < 0.2 < 0.5 < float((far - latents).abs().mean())
 
 
