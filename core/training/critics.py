@@ -30,7 +30,7 @@ ADVERSARY_WIDTHS = (48, 96, 192)
 FARTHEST = 20  # pixels of M-LSD's maps: an end that is farther off is no worse
 FEW_LINES = 4  # are always counted as there, so that a picture without any does not weigh endlessly
 LINES_WEIGHT = 2.0  # of what M-LSD says, beside each of the features
-POSE_WEIGHT = 30.0  # its maps are nearly everywhere 0
+POSE_WEIGHT = 50.0  # its maps are nearly everywhere 0
 
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)

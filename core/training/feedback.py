@@ -33,7 +33,7 @@ from core.training.redraw import Artist, Told
 from core.weights.checkpoint import load_base, load_control
 from core.weights.registry import Registry
 
-STEPS = 8  # of a drawing
+STEPS = 5  # of a drawing
 EARLIEST = 2  # of them, after which the detector may look: what comes before is too vague for it
 WEIGHT = 0.1  # of the detector's loss
 CLASSES = "demo_uniformer"

@@ -20,6 +20,8 @@ from core.training.vae_init import init_as_pyramid, whiten
 
 EDGE_WEIGHT = 0.5  # L1 on the differences of neighbouring pixels: keeps outlines crisp
 SQUARE_WEIGHT = 3.0
+REDRAWN_EVERY = 4  # crops, one is of what the model drew
+COARSE = 8  # pixels: what is redrawn is never quite in its place, and would blur what is smaller
 DETECTORS_WEIGHT = 0.06
 ADVERSARY_WEIGHT = 0.02
 LATENT_NOISE = 0.08  # the decoder meets sampled latents, which are never quite those of a picture
@@ -61,7 +63,7 @@ def aligned_crops(
 ) -> tuple[Tensor, Tensor]:
     """Draw latents (count, C, crop/factor, crop/factor) and their pictures (count, 3, crop, crop).
 
-    With ``redrawn`` every second one is of latents that the model drew.
+    With ``redrawn`` one of every ``REDRAWN_EVERY`` is of latents that the model drew.
     """
     side = dataset.latents.shape[-1]
     cells = crop // factor
@@ -70,13 +72,18 @@ def aligned_crops(
     latents, images = [], []
     for n, (i, (y, x)) in enumerate(zip(which, corner, strict=True)):
         source = dataset.latents[i]
-        if redrawn is not None and n % 2:
+        if redrawn is not None and is_redrawn(n):
             row = i % len(redrawn.scenes)
             source, i = torch.from_numpy(redrawn.latents[row]).to(source.device), redrawn.scenes[row]
         latents.append(source[:, y : y + cells, x : x + cells])
         rows, columns = slice(y * factor, (y + cells) * factor), slice(x * factor, (x + cells) * factor)
         images.append(dataset.scenes.images[i, rows, columns])
     return torch.stack(latents).float(), to_tensor(np.stack(images)).to(dataset.latents.device)
+
+
+def is_redrawn(number: int) -> bool:
+    """Say whether the crop of this number, in a batch with redrawn ones, is of those."""
+    return number % REDRAWN_EVERY == 1
 
 
 def edge_loss(a: Tensor, b: Tensor) -> Tensor:
@@ -98,6 +105,11 @@ def pixel_loss(out: Tensor, images: Tensor) -> Tensor:
     return pixels + EDGE_WEIGHT * edge_loss(out, images)
 
 
+def coarse_loss(out: Tensor, images: Tensor) -> Tensor:
+    """Return how far decoded pictures are from the true ones, where they are looked at from far away."""
+    return F.l1_loss(F.avg_pool2d(out, COARSE), F.avg_pool2d(images, COARSE))
+
+
 def train_decoder(
     config: ModelConfig,
     data: Path,
@@ -116,8 +128,11 @@ def train_decoder(
     true by a network that learns with it, with ``redrawn`` from what the model drew, too.
 
     Raises:
+        ValueError: a batch of one cannot hold what was redrawn beside a whole picture.
         WeightsMissing: a detector is not on this computer; says how to get it.
     """
+    if redrawn is not None and batch_size < 2:
+        raise ValueError(f"batch is {batch_size}: with what was redrawn give 2 at least.")
     torch.manual_seed(loop.seed)
     vae = load_fitted(config, loop.output)
     for_training(vae, device)
@@ -133,7 +148,10 @@ def train_decoder(
     def loss(step: int, generator: torch.Generator) -> Tensor:
         latents, images = aligned_crops(dataset, batch_size, crop, vae.factor, generator, redrawn)
         out = decode_noised(vae, latents, generator)
-        total = pixel_loss(out, images)
+        exact = torch.tensor([redrawn is None or not is_redrawn(n) for n in range(len(out))])
+        total = pixel_loss(out[exact], images[exact])
+        if redrawn is not None:
+            total = total + coarse_loss(out[~exact], images[~exact])
         if critic is not None:
             total = total + DETECTORS_WEIGHT * critic(out, images)
         if judge is not None:
