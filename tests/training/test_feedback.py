@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch import Tensor
 
 from annotators.ade20k import PALETTE
 from core.config import ModelConfig
@@ -100,9 +101,9 @@ def test_a_drawing_is_judged_late_and_only_its_last_step_learns(config: ModelCon
     seen: list[int] = []
     forward = net.forward
 
-    def counting(*args: torch.Tensor) -> list[torch.Tensor]:
-        seen.append(int(args[1][0]))
-        return forward(*args)
+    def counting(x: Tensor, t: Tensor, context: Tensor, hint: Tensor) -> list[Tensor]:
+        seen.append(int(t[0]))
+        return forward(x, t, context, hint)
 
     net.forward = counting  # type: ignore[assignment,method-assign]
     artist = Artist(config, networks.unet, networks.text, net)
