@@ -18,8 +18,6 @@ OURS = {
     "core": ("core",),
     "core.training.hints": ("core", "annotators"),  # it trains on the maps that the apps will give
     "core.training.detectors": ("core", "annotators"),  # it trains the detectors' networks
-    "core.training.critics": ("core", "annotators"),  # detectors compare pictures for the decoder
-    "core.training.feedback": ("core", "annotators"),  # detectors judge what a control made
     "annotators": (
         *("annotators", "core.images", "core.weights", "core.errors", "core.runtime.device"),
         "core.models.winograd",

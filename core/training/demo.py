@@ -13,9 +13,9 @@ from core.config import ModelConfig
 from core.errors import CheckpointMismatch
 from core.models.vae import AutoencoderKL
 from core.runtime.device import CPU
+from core.training.adversary import ADVERSARY
 from core.training.base import START, Denoiser, SceneBatches, load_text
 from core.training.control import SceneControlBatches, train_control
-from core.training.critics import ADVERSARY
 from core.training.data import LatentScenes, cache_latents
 from core.training.export import export_base, export_control, load_average
 from core.training.hints import CONTROLS

@@ -6,73 +6,30 @@ gradients through one late step of a drawing, Xu et al. 2023 (ReFL, arXiv 2304.0
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
 from torch import Tensor
 
-from annotators.ade20k import to_classes
-from annotators.nets.uniformer import UniFormerConfig, UperNet
 from core.config import ModelConfig
 from core.runtime.device import CPU, for_training
 from core.training.base import varied_captions
 from core.training.control import ControlBatch, control_loss, trained_over
-from core.training.critics import LineCritic, PoseCritic, compared, load_network
 from core.training.data import LatentScenes, to_tensor
-from core.training.detectors.segmentation import SegmentationTask
+from core.training.detectors.critics import JUDGES
 from core.training.diffusion import draw
 from core.training.export import export_control
 from core.training.hints import CachedHints
 from core.training.loop import LoopConfig, Trainer
 from core.training.redraw import Artist, Told
 from core.weights.checkpoint import load_base, load_control
-from core.weights.registry import Registry
 
 STEPS = 5  # of a drawing
 EARLIEST = 2  # of them, after which the detector may look: what comes before is too vague for it
 WEIGHT = 0.1  # of the detector's loss
-CLASSES = "demo_uniformer"
-
-Judge = Callable[[Tensor, Tensor, NDArray[np.uint8]], Tensor]  # of pictures made, true ones and hints
-
-
-def line_judge(side: int) -> Judge:
-    """Return what tells how differently M-LSD sees lines in two pictures."""
-    critic = LineCritic()
-
-    def judge(made: Tensor, true: Tensor, hints: NDArray[np.uint8]) -> Tensor:
-        with torch.no_grad():
-            wanted = critic.to(true.device).see(true)[-1]
-        return critic.lines_apart(critic.see(made)[-1], wanted)
-
-    return judge
-
-
-def pose_judge(side: int) -> Judge:
-    """Return what tells how differently the demo pose detector sees people in two pictures."""
-    critic = PoseCritic(side)
-    return lambda made, true, hints: compared(critic.to(true.device), made, true)
-
-
-def class_judge(side: int) -> Judge:
-    """Return what tells how far the demo detector's classes are from those of the maps."""
-    with safe_open(Registry.load().locate(CLASSES), "pt") as file:
-        config = UniFormerConfig.from_metadata(file.metadata() or {})
-    net, task = load_network(UperNet(config), CLASSES), SegmentationTask()
-
-    def judge(made: Tensor, true: Tensor, hints: NDArray[np.uint8]) -> Tensor:
-        classes = torch.from_numpy(np.stack([to_classes(hint) for hint in hints])).to(made.device)
-        return task.loss(net.to(made.device), (made.flip(1) + 1) * 127.5, (classes,))
-
-    return judge
-
-
-JUDGES: dict[str, Callable[[int], Judge]] = {"mlsd": line_judge, "openpose": pose_judge, "seg": class_judge}
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +111,7 @@ def train_feedback(
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(trained_over(net, name))
     artist, samples = Artist(config, base.unet, base.text, net), Samples(data, control, batch_size, device)
-    judge = JUDGES[control](samples.dataset.scenes.images.shape[1])
+    judge = JUDGES[control](samples.dataset.scenes.images.shape[1], device)
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
         sample = samples(generator)

@@ -13,8 +13,9 @@ from torch import Tensor
 from core.config import ModelConfig
 from core.models.vae import AutoencoderKL
 from core.runtime.device import CPU, autocast, for_training
-from core.training.critics import Adversary, Detectors
+from core.training.adversary import Adversary
 from core.training.data import LatentScenes, Redrawn, Scenes, to_tensor
+from core.training.detectors.critics import Detectors
 from core.training.loop import LoopConfig, Trainer
 from core.training.vae_init import init_as_pyramid, whiten
 

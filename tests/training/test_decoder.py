@@ -14,10 +14,11 @@ from core.config import ModelConfig, ScheduleConfig
 from core.models.controlnet import ControlNet
 from core.models.unet import UNet
 from core.models.vae import AutoencoderKL
+from core.training.adversary import Adversary
 from core.training.base import Denoiser
-from core.training.critics import Adversary, Detectors
 from core.training.data import LatentScenes, Redrawn, Scenes, cache_latents
 from core.training.demo import load_vae
+from core.training.detectors.critics import Detectors
 from core.training.diffusion import DiffusionLoss
 from core.training.export import export_base, export_control
 from core.training.loop import LoopConfig
@@ -152,3 +153,36 @@ def test_a_decoder_learns_from_all_of_it_resumes_and_leaves_the_adversary_behind
     assert all(torch.equal(value, trained[key]) for key, value in train(4, whole).items())
     moved = {key for key, value in trained.items() if not torch.equal(value, fitted[key])}
     assert moved and all(key.startswith(("decoder", "post_quant_conv")) for key in moved)
+
+
+def test_detectors_adversary_and_what_was_redrawn_each_change_what_is_learned(
+    config: ModelConfig, scenes: Path
+) -> None:
+    latents = LatentScenes.open(scenes).latents
+    redrawn = Redrawn(latents.flip(0).numpy(), np.arange(5))
+
+    def train(name: str, detectors: bool, adversary: bool, redrawn: Redrawn | None) -> torch.Tensor:
+        run = scenes / name
+        run.mkdir()
+        (run / "fitted.safetensors").write_bytes((scenes / "run" / "fitted.safetensors").read_bytes())
+        # Two steps: the first of AdamW is as long whatever the gradients' sizes.
+        loop = LoopConfig(output=run, steps=2, learning_rate=1e-3, warmup=1)
+        train_decoder(
+            config,
+            scenes,
+            loop,
+            batch_size=2,
+            crop=32,
+            detectors=detectors,
+            adversary=adversary,
+            redrawn=redrawn,
+        )
+        return load_vae(config, run).decoder.conv_in.weight.clone()
+
+    with_all = train("all", True, True, redrawn)
+    for name, less in (
+        ("no detectors", (False, True, redrawn)),
+        ("no adversary", (True, False, redrawn)),
+        ("none redrawn", (True, True, None)),
+    ):
+        assert float((train(name, *less) - with_all).abs().max()) > 1e-5, name

@@ -18,10 +18,12 @@ from annotators.ade20k import PALETTE
 from core.config import ModelConfig
 from core.models.controlnet import ControlNet
 from core.models.vae import AutoencoderKL
+from core.training import feedback
 from core.training.base import Denoiser
 from core.training.data import cache_latents
+from core.training.detectors.critics import JUDGES
 from core.training.export import export_base, export_control
-from core.training.feedback import JUDGES, STEPS, Samples, drawn_late, train_feedback
+from core.training.feedback import STEPS, Samples, drawn_late, train_feedback
 from core.training.loop import LoopConfig
 from core.training.redraw import Artist
 
@@ -69,7 +71,7 @@ def _loop(run: Path, steps: int) -> LoopConfig:
 
 @pytest.mark.parametrize("control", list(JUDGES))
 def test_what_a_control_has_of_its_own_learns_and_resumes_exactly(
-    config: ModelConfig, model: Path, tmp_path: Path, control: str
+    config: ModelConfig, model: Path, tmp_path: Path, control: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _scenes(tmp_path, config, control)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -88,6 +90,11 @@ def test_what_a_control_has_of_its_own_learns_and_resumes_exactly(
     again = load_file(parts / f"{control}.safetensors")
     assert after.keys() == again.keys() and all(torch.equal(after[key], again[key]) for key in after)
     assert any(not torch.equal(value, before[key]) for key, value in after.items() if key in before)
+    monkeypatch.setattr(feedback, "WEIGHT", 0.0)
+    (parts / f"{control}.safetensors").write_bytes(original)
+    train_feedback(config, tmp_path, parts, control, _loop(tmp_path / "run3", 2), batch_size=1)
+    unjudged = load_file(parts / f"{control}.safetensors")
+    assert any(key not in unjudged or not torch.equal(value, unjudged[key]) for key, value in after.items())
     with safe_open(whole / f"{control}.safetensors", "pt") as file:
         assert "canny.safetensors" in file.metadata().values()
     changed = {name for name, content in files.items() if (whole / name).read_bytes() != content}
@@ -99,10 +106,12 @@ def test_a_drawing_is_judged_late_and_only_its_last_step_learns(config: ModelCon
     networks = Denoiser(config).requires_grad_(False)
     net = ControlNet.from_unet(networks.unet, config.control)
     seen: list[int] = []
+    learning: list[bool] = []
     forward = net.forward
 
     def counting(x: Tensor, t: Tensor, context: Tensor, hint: Tensor) -> list[Tensor]:
         seen.append(int(t[0]))
+        learning.append(torch.is_grad_enabled())
         return forward(x, t, context, hint)
 
     net.forward = counting  # type: ignore[assignment,method-assign]
@@ -110,9 +119,11 @@ def test_a_drawing_is_judged_late_and_only_its_last_step_learns(config: ModelCon
     told = artist.told(["a"], torch.rand(1, 3, SIDE, SIDE))
     for seed in range(6):
         seen.clear()
+        learning.clear()
         shape = (1, config.unet.in_channels, SIDE // 8, SIDE // 8)
         made = drawn_late(artist, told, shape, torch.Generator().manual_seed(seed))
         steps = len(seen) // 2  # with the caption, and without
+        assert learning == [False] * (len(seen) - 2) + [True, False]  # the last with the caption
         assert made.requires_grad and 3 <= steps <= STEPS
         assert seen == sorted(seen, reverse=True) and seen[0] == artist.criterion.timesteps - 1
 

@@ -1,32 +1,34 @@
-"""What tells a decoded picture from a true one, beyond their pixels: the apps' detectors, and an adversary.
+"""Detectors that compare pictures, with gradients: for what makes the pictures to learn from.
 
-Sources: distances of features, Johnson et al. 2016 (arXiv 1603.08155) and Zhang et al. 2018 (1801.03924); an
-adversary that judges patches, Isola et al. 2017 (1611.07004); its hinge loss, Lim and Ye 2017 (1705.02894).
+Source of distances of features: Johnson et al. 2016 (arXiv 1603.08155) and Zhang et al. 2018 (1801.03924).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import load_file
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from annotators.ade20k import to_classes
 from annotators.nets.hed import HED
 from annotators.nets.mlsd import MLSD
-from annotators.nets.openpose import STRIDE, BodyNet, OpenPoseConfig, published_key
+from annotators.nets.openpose import STRIDE, build_body, published_key
 from annotators.nets.quick import fold_norms
+from annotators.nets.uniformer import UniFormerConfig, UperNet
 from annotators.pose import BODY_SCALE, BOX
-from core.runtime.device import autocast
+from core.runtime.device import CPU, autocast
+from core.training.detectors.segmentation import SegmentationTask
+from core.weights.plain import load_plain
 from core.weights.registry import Registry
 
-POSE = "demo_openpose_body"
+POSE, CLASSES = "demo_openpose_body", "demo_uniformer"
 LINE_FEATURES = 2  # of five
 HED_BLOCKS = 2  # of five: outlines are seen in the first, and each costs as much as the one before
-ADVERSARY_WIDTHS = (48, 96, 192)
 FARTHEST = 20  # pixels of M-LSD's maps: an end that is farther off is no worse
 FEW_LINES = 4  # are always counted as there, so that a picture without any does not weigh endlessly
 LINES_WEIGHT = 2.0  # of what M-LSD says, beside each of the features
@@ -34,17 +36,23 @@ POSE_WEIGHT = 50.0  # its maps are nearly everywhere 0
 
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
+Judge = Callable[[Tensor, Tensor, NDArray[np.uint8]], Tensor]  # of pictures made, true ones and hints
 
 
-def load_network(net: NetworkT, name: str, key_of: Callable[[str], str] = str) -> NetworkT:
-    """Give ``net`` the weights that the registry calls ``name``; it does not learn.
+def load_network(
+    name: str,
+    build: Callable[[Mapping[str, str]], NetworkT],
+    key_of: Callable[[str], str] | None = None,
+) -> NetworkT:
+    """Load the network that the registry calls ``name`` in float32; ``build`` makes it from the metadata.
+
+    It does not learn. It is not made quicker as the apps do: that leaves out gradients.
 
     Raises:
-        WeightsMissing: they are not on this computer; says how to get them.
+        WeightsMissing: it is not on this computer; says how to get it.
     """
-    tensors = load_file(Registry.load().locate(name))
-    wanted = [key for key in net.state_dict() if not key.endswith("num_batches_tracked")]
-    net.load_state_dict({key: tensors[key_of(key)].float() for key in wanted}, strict=False)
+    path = Registry.load().locate(name)
+    net = load_plain(build, path, name=name, device=CPU, dtype=torch.float32, key_of=key_of)
     return net.eval().requires_grad_(False)
 
 
@@ -58,7 +66,7 @@ class EdgeCritic(nn.Module):
             WeightsMissing: it is not on this computer; says how to get it.
         """
         super().__init__()
-        self.hed = load_network(HED(), "hed")
+        self.hed = load_network("hed", lambda _: HED())
 
     def see(self, x: Tensor) -> list[Tensor]:
         """Return the features of pictures (B, 3, H, W) in [-1, 1]."""
@@ -84,7 +92,7 @@ class LineCritic(nn.Module):
             WeightsMissing: it is not on this computer; says how to get it.
         """
         super().__init__()
-        self.mlsd = load_network(MLSD(), "mlsd")
+        self.mlsd = load_network("mlsd", lambda _: MLSD())
         fold_norms(self.mlsd)
 
     def see(self, x: Tensor) -> list[Tensor]:
@@ -117,9 +125,7 @@ class PoseCritic(nn.Module):
             WeightsMissing: it is not on this computer; says how to get it.
         """
         super().__init__()
-        with safe_open(Registry.load().locate(POSE), "pt") as file:
-            config = OpenPoseConfig.from_metadata(file.metadata() or {})
-        self.pose = load_network(BodyNet(config), POSE, published_key)
+        self.pose = load_network(POSE, build_body, published_key)
         self.scale = BODY_SCALE * BOX / side
 
     def see(self, x: Tensor) -> list[Tensor]:
@@ -170,44 +176,38 @@ def _distance(found: list[Tensor], wanted: list[Tensor]) -> Tensor:
     return torch.stack(shares).sum()
 
 
-class Adversary(nn.Module):
-    """Says of each patch whether it is of a true picture (above 0) or of a decoded one."""
+def line_judge(side: int, device: torch.device) -> Judge:
+    """Return what tells how differently M-LSD sees lines in two pictures."""
+    critic = LineCritic().to(device)
 
-    def __init__(self) -> None:
-        """Make it with random weights; it sees patches of 38 px."""
-        super().__init__()
-        layers: list[nn.Module] = []
-        channels = 3
-        for width in ADVERSARY_WIDTHS:
-            layers += [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
-            channels = width
-        layers.append(nn.Conv2d(channels, 1, 3, padding=1))
-        self.layers = nn.Sequential(*layers)
+    def judge(made: Tensor, true: Tensor, hints: NDArray[np.uint8]) -> Tensor:
+        with torch.no_grad():
+            wanted = critic.see(true)[-1]
+        return critic.lines_apart(critic.see(made)[-1], wanted)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Judge pictures (B, 3, H, W) in [-1, 1]: (B, 1, H / 8, W / 8)."""
-        with autocast(x.device.type):
-            return self.layers(x).float()
-
-    def losses(self, made: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the decoder minimises, to be taken for true, and what the adversary does.
-
-        Both may be added: neither's gradients reach the other's parameters.
-        """
-        parameters = list(self.parameters())
-        learns = parameters[0].requires_grad
-        for p in parameters:
-            p.requires_grad_(False)
-        fooled = -self(made).mean()
-        for p in parameters:
-            p.requires_grad_(learns)
-        seen = F.relu(1.0 - self(true)).mean() + F.relu(1.0 + self(made.detach())).mean()
-        return fooled, seen
-
-    def named_for_training(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield the parameters as they are named in a decoder's checkpoints."""
-        for name, parameter in self.named_parameters():
-            yield f"{ADVERSARY}{name}", parameter
+    return judge
 
 
-ADVERSARY = "adversary."
+def pose_judge(side: int, device: torch.device) -> Judge:
+    """Return what tells how differently the demo pose detector sees people in two pictures."""
+    critic = PoseCritic(side).to(device)
+    return lambda made, true, hints: compared(critic, made, true)
+
+
+def class_judge(side: int, device: torch.device) -> Judge:
+    """Return what tells how far the demo detector's classes are from those of the maps."""
+    net = load_network(CLASSES, lambda metadata: UperNet(UniFormerConfig.from_metadata(metadata))).to(device)
+    task = SegmentationTask()
+
+    def judge(made: Tensor, true: Tensor, hints: NDArray[np.uint8]) -> Tensor:
+        classes = torch.from_numpy(np.stack([to_classes(hint) for hint in hints])).to(device)
+        return task.loss(net, (made.flip(1) + 1) * 127.5, (classes,))
+
+    return judge
+
+
+JUDGES: dict[str, Callable[[int, torch.device], Judge]] = {
+    "mlsd": line_judge,
+    "openpose": pose_judge,
+    "seg": class_judge,
+}
