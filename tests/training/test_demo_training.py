@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from core.models.unet import UNet
 from core.models.vae import AutoencoderKL
 from core.runtime.device import for_training
 from core.training import data, hints
-from core.training.__main__ import main, parser
+from core.training.__main__ import STAGES, main, parser
 from core.training.base import UNKNOWN_WORD, Denoiser, kept_token_ids, load_text, vary_caption
 from core.training.control import (
     ControlBatch,
@@ -208,6 +209,11 @@ def test_captions_are_dropped_extended_and_kept_in_the_said_shares() -> None:
     assert all("a red car" in s for s in rest)
     assert sum(s.endswith(ADDED_PROMPT) for s in rest) / len(rest) == pytest.approx(0.5, abs=0.03)
     assert 0 < sum(UNKNOWN_WORD in s for s in rest) / len(rest) < 0.1
+
+
+def test_every_command_there_is_runs_something() -> None:
+    (commands,) = (a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
+    assert set(commands.choices) == {*STAGES, "controlnet", "circles"}
 
 
 @pytest.mark.parametrize("stage", ["latents", "decoder", "base", "control", "detector", "classifier"])

@@ -15,10 +15,11 @@ from core.models.controlnet import ControlNet
 from core.models.unet import UNet
 from core.models.vae import AutoencoderKL
 from core.models.variants import AnyControlNet
-from core.training.__main__ import TURNS, main
+from core.training.__main__ import main
 from core.training.base import BaseBatch, Denoiser, load_text
 from core.training.control import ControlBatch, trained_over
 from core.training.data import LatentScenes
+from core.training.demo_cli import TURNS
 from core.training.export import export_base
 from core.training.hints import CONTROLS
 from core.training.loop import LoopConfig
