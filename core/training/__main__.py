@@ -17,6 +17,8 @@ from core.training.controlnet_cli import add_commands, run_command
 from core.training.demo_cli import CKPTS, RUNS, add_stages
 
 if TYPE_CHECKING:
+    import torch
+
     from core.training.loop import LoopConfig
 
 
@@ -67,6 +69,12 @@ def _loop(args: argparse.Namespace, run: str) -> LoopConfig:
     )
 
 
+def _device(args: argparse.Namespace) -> torch.device:
+    from core.runtime.device import resolve_device
+
+    return resolve_device(args.device)
+
+
 def _render(args: argparse.Namespace, config: ModelConfig) -> None:
     from core.training.data import render
     from core.training.toyworld.sprites import default_cache_dir, fetch_sprites
@@ -97,14 +105,12 @@ def _encoder(args: argparse.Namespace, config: ModelConfig) -> None:
 
 
 def _latents(args: argparse.Namespace, config: ModelConfig) -> None:
-    from core.runtime.device import resolve_device
     from core.training.demo import make_latents
 
-    make_latents(config, args.data, args.runs / "vae", args.count, resolve_device(args.device))
+    make_latents(config, args.data, args.runs / "vae", args.count, _device(args))
 
 
 def _decoder(args: argparse.Namespace, config: ModelConfig) -> None:
-    from core.runtime.device import resolve_device
     from core.training.data import Redrawn
     from core.training.vae import train_decoder
 
@@ -116,15 +122,14 @@ def _decoder(args: argparse.Namespace, config: ModelConfig) -> None:
         detectors=args.detectors,
         adversary=args.adversary,
         redrawn=Redrawn.open(args.data) if args.redrawn else None,
-        device=resolve_device(args.device),
+        device=_device(args),
     )
 
 
 def _redraw(args: argparse.Namespace, config: ModelConfig) -> None:
-    from core.runtime.device import resolve_device
     from core.training.redraw import redraw
 
-    redraw(config, args.data, args.ckpts, args.count, device=resolve_device(args.device))
+    redraw(config, args.data, args.ckpts, args.count, device=_device(args))
 
 
 def _words(args: argparse.Namespace, config: ModelConfig) -> None:
@@ -136,7 +141,6 @@ def _words(args: argparse.Namespace, config: ModelConfig) -> None:
 
 
 def _base(args: argparse.Namespace, config: ModelConfig) -> None:
-    from core.runtime.device import resolve_device
     from core.training.base import train_base
 
     train_base(
@@ -146,12 +150,11 @@ def _base(args: argparse.Namespace, config: ModelConfig) -> None:
         batch_size=args.batch,
         crop=args.crop,
         late=args.late,
-        device=resolve_device(args.device),
+        device=_device(args),
     )
 
 
 def _control(args: argparse.Namespace, config: ModelConfig) -> None:
-    from core.runtime.device import resolve_device
     from core.training.demo import train_demo_control
 
     name = args.control if args.variant == "full" else f"{args.control}-{args.variant}"
@@ -165,12 +168,11 @@ def _control(args: argparse.Namespace, config: ModelConfig) -> None:
         output=args.ckpts / f"{name}.safetensors",
         crop=args.crop,
         over=args.over,
-        device=resolve_device(args.device),
+        device=_device(args),
     )
 
 
 def _controls(args: argparse.Namespace, config: ModelConfig) -> None:
-    from core.runtime.device import resolve_device
     from core.training.demo import train_demo_controls
 
     train_demo_controls(
@@ -182,12 +184,11 @@ def _controls(args: argparse.Namespace, config: ModelConfig) -> None:
         batch_size=args.batch,
         ckpts=args.ckpts,
         crop=args.crop,
-        device=resolve_device(args.device),
+        device=_device(args),
     )
 
 
 def _feedback(args: argparse.Namespace, config: ModelConfig) -> None:
-    from core.runtime.device import resolve_device
     from core.training.feedback import train_feedback
 
     train_feedback(
@@ -197,12 +198,11 @@ def _feedback(args: argparse.Namespace, config: ModelConfig) -> None:
         args.control,
         _loop(args, f"feedback_{args.control}"),
         batch_size=args.batch,
-        device=resolve_device(args.device),
+        device=_device(args),
     )
 
 
 def _stream(args: argparse.Namespace, config: ModelConfig) -> None:
-    from core.runtime.device import resolve_device
     from core.training.streaming import StreamedRun, train_streamed
     from core.training.toyworld.sprites import SpriteLibrary
 
@@ -220,15 +220,14 @@ def _stream(args: argparse.Namespace, config: ModelConfig) -> None:
     )
     # Minutes on a GPU are few: it saves at the end alone.
     loop = replace(_loop(args, "stream"), save_every=1_000_000)
-    train_streamed(config, SpriteLibrary.load(), run, loop, resolve_device(args.device))
+    train_streamed(config, SpriteLibrary.load(), run, loop, _device(args))
 
 
 def _detector(args: argparse.Namespace, config: ModelConfig) -> None:
-    from core.runtime.device import resolve_device
     from core.training.detectors.train import TASKS, train_detector
     from core.training.toyworld.sprites import SpriteLibrary, default_cache_dir
 
-    device = resolve_device(args.device)
+    device = _device(args)
     SpriteLibrary.load()  # fetched once, before other processes ask for them
     train_detector(
         args.detector,
@@ -274,10 +273,9 @@ def _join(args: argparse.Namespace, config: ModelConfig) -> None:
 
 
 def _classifier(args: argparse.Namespace, config: ModelConfig) -> None:
-    from core.runtime.device import resolve_device
     from core.training.demo import train_judge
 
-    print(train_judge(args.runs, args.minutes, resolve_device(args.device)))
+    print(train_judge(args.runs, args.minutes, _device(args)))
 
 
 def _evaluate(args: argparse.Namespace, config: ModelConfig) -> None:
