@@ -66,6 +66,7 @@ def _loop(args: argparse.Namespace, run: str) -> LoopConfig:
         decay=args.decay,
         muon=args.optimizer == "muon",
         fall=args.fall,
+        seed=args.seed,
     )
 
 

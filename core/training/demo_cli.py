@@ -43,6 +43,11 @@ def _training(parser: argparse.ArgumentParser, *, steps: int, rate: float, batch
     parser.add_argument("--decay", type=int, default=0, help="last steps over which the rate falls to zero")
     parser.add_argument("--batch", type=int, default=batch, help=f"samples a step (default {batch})")
     parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw", help="default adamw")
+    words = (
+        "of what is drawn by chance (default 0): another one for a run that goes on from exported files, "
+        "which would see the same scenes again in the same order"
+    )
+    parser.add_argument("--seed", type=int, default=0, help=words)
     _device(parser)
 
 

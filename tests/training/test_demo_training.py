@@ -20,7 +20,7 @@ from core.models.unet import UNet
 from core.models.vae import AutoencoderKL
 from core.runtime.device import for_training
 from core.training import data, hints
-from core.training.__main__ import STAGES, main, parser
+from core.training.__main__ import STAGES, _loop, main, parser
 from core.training.base import UNKNOWN_WORD, Denoiser, kept_token_ids, load_text, vary_caption
 from core.training.control import (
     ControlBatch,
@@ -36,7 +36,7 @@ from core.training.evaluate import named_color
 from core.training.export import export_base, export_control
 from core.training.figures import edge_f1
 from core.training.hints import CachedHints, canny_hint, photographed
-from core.training.loop import LoopConfig
+from core.training.loop import LoopConfig, step_generator
 from core.training.start import begin_with, carry, load_start, unpack
 from core.training.toyworld.captions import ADDED_PROMPT, NEGATIVE_PROMPT
 from core.training.toyworld.objects import ObjectSpec
@@ -214,6 +214,16 @@ def test_captions_are_dropped_extended_and_kept_in_the_said_shares() -> None:
 def test_every_command_there_is_runs_something() -> None:
     (commands,) = (a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
     assert set(commands.choices) == {*STAGES, "controlnet", "circles"}
+
+
+@pytest.mark.parametrize(
+    "stage", ["decoder", "base", "control", "controls", "feedback", "stream", "detector"]
+)
+def test_what_trains_takes_a_seed(stage: str) -> None:
+    needed = {"feedback": ["--control", "mlsd"], "detector": ["--detector", "depth"]}.get(stage, [])
+    loops = [_loop(parser().parse_args([stage, *needed, *given]), "run") for given in ([], ["--seed", "5"])]
+    drawn = [step_generator(loop.seed, 0).initial_seed() for loop in loops]
+    assert [loop.seed for loop in loops] == [0, 5] and drawn[0] != drawn[1]
 
 
 @pytest.mark.parametrize("stage", ["latents", "decoder", "base", "control", "detector", "classifier"])

@@ -27,7 +27,7 @@ from core.training.figures import key_points_met
 from core.training.loop import LoopConfig
 from core.training.norms import settle
 from core.training.toyworld.layout import draw_kind
-from core.training.toyworld.scene import make_scene
+from core.training.toyworld.scene import EVAL_SEED_BASE, make_scene
 from core.training.toyworld.truth import NORMAL_STRENGTH
 from core.weights.plain import load_plain
 from core.weights.registry import Registry
@@ -166,6 +166,20 @@ def test_a_run_cannot_begin_with_a_network_that_it_does_not_train(tmp_path: Path
 def test_the_side_of_the_scenes_can_be_given() -> None:
     assert [Batches("depth", NOWHERE, 2, 10, 64).arguments(step)[-1] for step in (0, 9)] == [64, 64]
     assert Batches("depth", NOWHERE, 2, 10).arguments(9)[-1] == 256
+
+
+def test_another_seed_shows_other_scenes_and_none_that_evaluation_keeps() -> None:
+    first, last, longest = (
+        Batches("pose", NOWHERE, 8, 10, seed=0),
+        Batches("pose", NOWHERE, 8, 10, seed=39),
+        10**6,
+    )
+    assert first.arguments(0)[2] == 0
+    assert Batches("pose", NOWHERE, 8, 10, seed=1).arguments(0)[2] > first.arguments(10_000)[2]
+    _, _, number, size, _ = last.arguments(longest)
+    assert max(seed_with_people(number + i) for i in range(size)) < EVAL_SEED_BASE
+    with pytest.raises(ValueError, match="0 to 39"):
+        Batches("pose", NOWHERE, 8, 10, seed=40)
 
 
 def test_workers_draw_the_same_batches_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:

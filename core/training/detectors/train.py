@@ -29,6 +29,8 @@ from core.training.toyworld.sprites import SpriteLibrary
 TASKS: dict[str, Task] = {"depth": DepthTask(), "pose": PoseTask(), "segmentation": SegmentationTask()}
 NORM_BATCHES = 40  # from which the normalisations' means are taken in the end
 AHEAD = 4  # batches that every worker prepares
+SAMPLES = 1_000_000  # between those of one seed and of the next
+SEEDS = 40  # of scenes to learn from: far below those kept for evaluation
 
 Batch = tuple[Tensor, tuple[Tensor, ...]]
 
@@ -54,19 +56,24 @@ class Batches:
     """The batches of a run by step; ``workers`` processes prepare them, or none does."""
 
     def __init__(
-        self, name: str, sprites: Path, batch_size: int, steps: int, side: int | None = None
+        self, name: str, sprites: Path, batch_size: int, steps: int, side: int | None = None, seed: int = 0
     ) -> None:
-        """Draw ``batch_size`` samples a step, ``side`` pixels wide and high.
+        """Draw ``batch_size`` samples a step, ``side`` pixels wide and high; each ``seed`` has other ones.
 
         Without ``side`` they are of the size that the task wants at that step of ``steps``.
+
+        Raises:
+            ValueError: ``seed`` is not one of those that there are scenes for.
         """
+        if not 0 <= seed < SEEDS:
+            raise ValueError(f"seed is {seed}: there are scenes to learn from for 0 to {SEEDS - 1}.")
         self.name, self.sprites, self.batch_size, self.steps = name, sprites, batch_size, steps
-        self.side = side
+        self.side, self.first = side, seed * SAMPLES
 
     def arguments(self, step: int) -> tuple[str, Path, int, int, int]:
         """Return what ``draw_batch`` is given for a step."""
         side = self.side or TASKS[self.name].side(step / max(1, self.steps))
-        return self.name, self.sprites, step * self.batch_size, self.batch_size, side
+        return self.name, self.sprites, self.first + step * self.batch_size, self.batch_size, side
 
     def run(self, first: int, workers: int) -> Generator[Batch]:
         """Yield the batches of all steps from ``first`` on, without end."""
@@ -109,16 +116,16 @@ def train_detector(
     ``Batches``.
 
     Raises:
-        ValueError: training cannot go on from ``start``.
+        ValueError: training cannot go on from ``start``, or ``loop.seed`` is none that there are scenes for.
     """
     task = TASKS[name]
+    source = Batches(name, sprites, batch_size, loop.steps, side, loop.seed)
     torch.manual_seed(loop.seed)
     net = task.build()
     if start is not None:
         task.begin(net, load_file(start))
     net.to(device)
     trainer = Trainer(net.named_parameters(), loop)
-    source = Batches(name, sprites, batch_size, loop.steps, side)
     batches = source.run(trainer.step, workers)
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
