@@ -168,18 +168,15 @@ def test_the_side_of_the_scenes_can_be_given() -> None:
     assert Batches("depth", NOWHERE, 2, 10).arguments(9)[-1] == 256
 
 
-def test_another_seed_shows_other_scenes_and_none_that_evaluation_keeps() -> None:
-    first, last, longest = (
-        Batches("pose", NOWHERE, 8, 10, seed=0),
-        Batches("pose", NOWHERE, 8, 10, seed=39),
-        10**6,
-    )
+def test_another_seed_shows_other_scenes_and_none_that_evaluation_keeps(tmp_path: Path) -> None:
+    first, second, last = (Batches("pose", NOWHERE, 8, 10, seed=seed) for seed in (0, 1, 39))
     assert first.arguments(0)[2] == 0
-    assert Batches("pose", NOWHERE, 8, 10, seed=1).arguments(0)[2] > first.arguments(10_000)[2]
-    _, _, number, size, _ = last.arguments(longest)
+    assert second.arguments(0)[2] > first.arguments(10_000)[2]
+    _, _, number, size, _ = last.arguments(10**6)
     assert max(seed_with_people(number + i) for i in range(size)) < EVAL_SEED_BASE
+    loop, out = LoopConfig(output=tmp_path, steps=1, seed=40), tmp_path / "out"
     with pytest.raises(ValueError, match="0 to 39"):
-        Batches("pose", NOWHERE, 8, 10, seed=40)
+        train_detector("pose", NOWHERE, loop, batch_size=1, device=CPU, workers=0, output=out)
 
 
 def test_workers_draw_the_same_batches_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:
