@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from core.metadata import CHUNK, StoredRequest, png_info, read_parameters, read_request, save_png
+from core.metadata import CHUNK, png_info, read_parameters, read_request, save_png
 from core.request import MAX_SEED, SPEED_OPTIONS, ControlUnit, Request
 from core.sampling.samplers import SAMPLERS
+from core.stored_request import StoredRequest
 
 SCALARS = (
     *("prompt", "negative_prompt", "num_samples", "steps", "sampler", "cfg_scale"),
@@ -139,7 +140,7 @@ def test_a_setting_that_is_no_plain_value_is_refused() -> None:
 
 
 def test_a_hint_too_large_to_keep_is_named_by_its_digest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("core.metadata.MAX_HINT_BYTES", 10)
+    monkeypatch.setattr("core.stored_request.MAX_HINT_BYTES", 10)
     stored = there_and_back(Request("x", (ControlUnit("canny", hint(0), 1.5),)))
     assert stored.controls[0].hint is None and len(stored.controls[0].sha256) == 64
     assert stored.controls[0].strength == 1.5
@@ -151,7 +152,7 @@ def test_many_large_hints_are_named_too_rather_than_make_a_picture_that_cannot_b
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     size = len(png_of(hint(0)))
-    monkeypatch.setattr("core.metadata.MAX_HINTS_BYTES", 3 * size + 300)
+    monkeypatch.setattr("core.stored_request.MAX_HINTS_BYTES", 3 * size + 300)
     for count, kept in ((3, True), (4, False)):
         units = tuple(ControlUnit("canny", hint(i)) for i in range(count))
         stored = there_and_back(Request("x", units))
@@ -408,7 +409,7 @@ def test_a_compressed_bomb_is_refused() -> None:
 
 
 def test_a_too_long_document_and_text_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("core.metadata.MAX_CHUNK_CHARS", 100)
+    monkeypatch.setattr("core.stored_request.MAX_CHARS", 100)
     with pytest.raises(ValueError, match="characters: give a PNG"):
         read_request(with_chunk(json.dumps(document())))
     monkeypatch.setattr("core.metadata.MAX_TEXT_CHARS", 100)

@@ -186,7 +186,7 @@ def test_a_result_tells_of_the_request_with_all_its_steps(pipe: ControlNetPipeli
 
 
 def test_a_picture_too_large_to_be_kept_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("core.metadata.MAX_HINT_BYTES", 1000)
+    monkeypatch.setattr("core.stored_request.MAX_HINT_BYTES", 1000)
     file = io.BytesIO()
     save_png(PICTURE, file, Request("x", size=(64, 64), init=PICTURE, denoise=0.5), seed=0, model="tiny")
     found = read_request(file)

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from apps.page.forms import JointForm
 from apps.page.settings import DETECT, READY_MAP, Choice, Setting
 from core.images import fit_size
-from core.metadata import StoredRequest, read_request
+from core.metadata import read_request
 from core.request import SPEED_OPTIONS
+from core.stored_request import StoredRequest
 
 
 @dataclass(frozen=True, slots=True)
