@@ -7,24 +7,27 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core.config import ModelConfig
 from core.models.vae import AutoencoderKL
 from core.runtime.device import CPU, autocast, for_training
-from core.training.adversary import Adversary
+from core.training.adversary import ADVERSARY, Adversary
 from core.training.data import LatentScenes, Redrawn, Scenes, to_tensor
-from core.training.detectors.critics import Detectors
+from core.training.detectors.critics import Detectors, EdgeCritic, seen_by
 from core.training.loop import LoopConfig, Trainer
 from core.training.vae_init import init_as_pyramid, whiten
 
 EDGE_WEIGHT = 0.5  # L1 on the differences of neighbouring pixels: keeps outlines crisp
 SQUARE_WEIGHT = 3.0
-REDRAWN_EVERY = 4  # crops, one is of what the model drew
+REDRAWN_EVERY = 2  # crops, one is of what the model drew
+PLACES = 2  # for a crop, of which the busier is taken: skies are learned soon
 COARSE = 8  # pixels: what is redrawn is never quite in its place, and would blur what is smaller
 DETECTORS_WEIGHT = 0.06
-ADVERSARY_WEIGHT = 0.02
+ADVERSARY_WEIGHT = 0.12
+ADVERSARY_RATE = 4.0  # times the decoder's: it has to know before it can tell
 LATENT_NOISE = 0.08  # the decoder meets sampled latents, which are never quite those of a picture
 FITTED = "fitted.safetensors"
 
@@ -69,17 +72,26 @@ def aligned_crops(
     side = dataset.latents.shape[-1]
     cells = crop // factor
     which = torch.randint(len(dataset.latents), (count,), generator=generator).tolist()
-    corner = torch.randint(side - cells + 1, (count, 2), generator=generator).tolist()
+    corners = torch.randint(side - cells + 1, (count, PLACES, 2), generator=generator).tolist()
     latents, images = [], []
-    for n, (i, (y, x)) in enumerate(zip(which, corner, strict=True)):
+    for n, (i, places) in enumerate(zip(which, corners, strict=True)):
         source = dataset.latents[i]
         if redrawn is not None and is_redrawn(n):
             row = i % len(redrawn.scenes)
             source, i = torch.from_numpy(redrawn.latents[row]).to(source.device), redrawn.scenes[row]
+        picture = dataset.scenes.images[i]
+        crops = [picture[y * factor :, x * factor :][:crop, :crop] for y, x in places]
+        busiest = max(range(PLACES), key=lambda place: busyness(crops[place]))
+        y, x = places[busiest]
         latents.append(source[:, y : y + cells, x : x + cells])
-        rows, columns = slice(y * factor, (y + cells) * factor), slice(x * factor, (x + cells) * factor)
-        images.append(dataset.scenes.images[i, rows, columns])
+        images.append(crops[busiest])
     return torch.stack(latents).float(), to_tensor(np.stack(images)).to(dataset.latents.device)
+
+
+def busyness(picture: NDArray[np.uint8]) -> float:
+    """Return by how much neighbouring pixels of (H, W, 3) differ, on the average."""
+    signed = picture.astype(np.int16)
+    return float(sum(np.abs(np.diff(signed, axis=axis)).mean() for axis in (0, 1)))
 
 
 def is_redrawn(number: int) -> bool:
@@ -143,6 +155,7 @@ def train_decoder(
     learned = list(vae.named_parameters())
     critic = Detectors(dataset.scenes.images.shape[1]).to(device) if detectors else None
     judge = Adversary().to(device) if adversary else None
+    eyes = critic.edges if critic is not None else EdgeCritic().to(device) if adversary else None
     if judge is not None:
         learned += judge.named_for_training()
 
@@ -153,11 +166,19 @@ def train_decoder(
         total = pixel_loss(out[exact], images[exact])
         if redrawn is not None:
             total = total + coarse_loss(out[~exact], images[~exact])
+        if eyes is None:
+            return total
+        found, wanted = seen_by(eyes, out, images)
         if critic is not None:
-            total = total + DETECTORS_WEIGHT * critic(out, images)
+            total = total + DETECTORS_WEIGHT * critic(out, images, (found, wanted))
         if judge is not None:
-            fooled, seen = judge.losses(out, images)
+            fooled, seen = judge.losses([out, *found], [images, *wanted])
             total = total + ADVERSARY_WEIGHT * fooled + seen
         return total
 
-    Trainer(learned, loop).run(loss, batch_size)
+    Trainer(learned, loop, factor_of=rate_of).run(loss, batch_size)
+
+
+def rate_of(name: str) -> float:
+    """Return the factor by which a parameter of this name learns at another rate than the run's."""
+    return ADVERSARY_RATE if name.startswith(ADVERSARY) else 1.0

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from core.config import ModelConfig, ScheduleConfig
 from core.models.controlnet import ControlNet
@@ -18,7 +19,7 @@ from core.training.adversary import Adversary
 from core.training.base import Denoiser
 from core.training.data import LatentScenes, Redrawn, Scenes, cache_latents
 from core.training.demo import load_vae
-from core.training.detectors.critics import Detectors
+from core.training.detectors.critics import Detectors, EdgeCritic, seen_by
 from core.training.diffusion import DiffusionLoss
 from core.training.export import export_base, export_control
 from core.training.loop import LoopConfig
@@ -48,8 +49,10 @@ def test_detectors_tell_pictures_apart_and_only_the_made_one_learns() -> None:
     squares = np.random.default_rng(0).uniform(-1, 1, (2, 3, 4, 4)).repeat(32, axis=2).repeat(32, axis=3)
     true = torch.from_numpy(squares).float()
     assert float(critic(true, true)) == 0.0
-    soft = torch.nn.functional.avg_pool2d(true, 5, 1, 2)
-    softer = torch.nn.functional.avg_pool2d(true, 11, 1, 5).requires_grad_()
+    known = seen_by(critic.edges, true, true)
+    assert float(critic(true, 0.5 * true, known)) < float(critic(true, 0.5 * true))
+    soft = F.avg_pool2d(true, 5, 1, 2)
+    softer = F.avg_pool2d(true, 11, 1, 5).requires_grad_()
     far, near = critic(softer, true), critic(soft, true)
     assert float(far.detach()) > float(near) > 0.0
     far.backward()
@@ -59,26 +62,65 @@ def test_detectors_tell_pictures_apart_and_only_the_made_one_learns() -> None:
 
 def test_each_side_of_the_adversary_learns_from_its_own_loss_alone() -> None:
     torch.manual_seed(0)
-    judge, true = Adversary(), torch.rand(2, 3, 64, 64)
-    made = torch.rand(2, 3, 64, 64, requires_grad=True)
+    judge, shapes = Adversary(), ((2, 3, 64, 64), (2, 64, 64, 64), (2, 128, 32, 32))
+    true, made = (
+        [torch.rand(shape) for shape in shapes],
+        [torch.rand(shape).requires_grad_() for shape in shapes],
+    )
     fooled, seen = judge.losses(made, true)
     fooled.backward(retain_graph=True)
-    assert made.grad is not None and all(p.grad is None for p in judge.parameters())
-    given = made.grad.clone()
+    assert all(p.grad is None for p in judge.parameters())
+    given = [view.grad.clone() for view in made if view.grad is not None]
+    assert len(given) == 3 and all(float(grad.abs().max()) > 0 for grad in given)
     seen.backward()
-    assert torch.equal(made.grad, given) and all(p.grad is not None for p in judge.parameters())
+    assert all(
+        torch.equal(view.grad, grad) for view, grad in zip(made, given, strict=True) if view.grad is not None
+    )
+    assert all(p.grad is not None for p in judge.parameters())
 
 
-def test_one_of_four_crops_is_of_what_was_redrawn() -> None:
+def test_the_adversary_learns_to_tell_soft_patches_however_large_features_are() -> None:
+    torch.manual_seed(0)
+    judge, eyes, squares = Adversary(), EdgeCritic(), torch.rand(4, 3, 8, 8) * 2 - 1
+    hard, soft = (F.interpolate(squares, scale_factor=8, mode=mode) for mode in ("nearest", "bilinear"))
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=1e-3)
+    true, made = [hard, *eyes.see(hard)], [soft, *eyes.see(soft)]
+    losses = []
+    for _ in range(12):
+        fooled, seen = judge.losses(made, true)
+        optimizer.zero_grad()
+        seen.backward()
+        optimizer.step()
+        losses.append((float(fooled.detach()), float(seen.detach())))
+    assert losses[-1][1] < 0.8 * losses[0][1] and losses[-1][0] > losses[0][0]
+    larger = [[view * 3 for view in views] for views in (made, true)]
+    assert torch.allclose(
+        torch.stack(judge.losses(*larger)), torch.stack(judge.losses(made, true)), atol=1e-4
+    )
+
+
+def test_every_second_crop_is_of_what_was_redrawn() -> None:
     picture = np.arange(3, dtype=np.uint8)[:, None, None, None].repeat(64, 1).repeat(64, 2).repeat(3, 3)
     latents = torch.arange(3.0)[:, None, None, None].expand(3, 2, 8, 8)
     redrawn = Redrawn(np.full((1, 2, 8, 8), 9, np.float16), np.array([2]))
     dataset = LatentScenes(latents.half(), Scenes(picture, ("a", "b", "c")))
     drawn, images = aligned_crops(dataset, 6, 32, 8, torch.Generator().manual_seed(0), redrawn)
     shown = ((images[:, 0, 0, 0] + 1) * 127.5).round()
-    own = [0, 2, 3, 4]
-    assert torch.equal(drawn[own, 0, 0, 0], shown[own])
-    assert drawn[1::4].eq(9).all() and shown[1::4].eq(2).all()
+    assert torch.equal(drawn[::2, 0, 0, 0], shown[::2])
+    assert drawn[1::2].eq(9).all() and shown[1::2].eq(2).all()
+
+
+def test_the_busier_of_two_crops_is_taken_and_its_latents_with_it() -> None:
+    picture = np.zeros((1, 64, 64, 3), np.uint8)
+    picture[:, ::2, :32] = 255  # stripes on the left, nothing on the right
+    latents = torch.arange(8.0).expand(1, 2, 8, 8)  # numbers of columns
+    dataset = LatentScenes(latents.half(), Scenes(picture, ("a",)))
+    drawn, images = aligned_crops(dataset, 300, 32, 8, torch.Generator().manual_seed(0))
+    columns = drawn[:, 0, 0, 0]  # 0 to 4; of two that chance chose, the one farther left has more stripes
+    share = [float((columns == column).float().mean()) for column in range(5)]
+    assert share == pytest.approx([1 - 16 / 25, 7 / 25, 5 / 25, 3 / 25, 1 / 25], abs=0.08)
+    stripes = (images[:, 0, 0] > 0).float().sum(-1)
+    assert torch.equal(stripes, 32 - 8 * columns)
 
 
 @pytest.mark.parametrize("parameterization", ["eps", "v"])

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from annotators.ade20k import to_classes
-from annotators.nets.hed import HED
+from annotators.nets.hed import CHANNELS, HED
 from annotators.nets.mlsd import MLSD
 from annotators.nets.openpose import STRIDE, build_body, published_key
 from annotators.nets.quick import fold_norms
@@ -29,6 +29,7 @@ from core.weights.registry import Registry
 POSE, CLASSES = "demo_openpose_body", "demo_uniformer"
 LINE_FEATURES = 2  # of five
 HED_BLOCKS = 2  # of five: outlines are seen in the first, and each costs as much as the one before
+HED_WIDTHS = tuple(width for _, width, _ in CHANNELS[:HED_BLOCKS])  # of their features
 FARTHEST = 20  # pixels of M-LSD's maps: an end that is farther off is no worse
 FEW_LINES = 4  # are always counted as there, so that a picture without any does not weigh endlessly
 LINES_WEIGHT = 2.0  # of what M-LSD says, beside each of the features
@@ -36,6 +37,7 @@ POSE_WEIGHT = 50.0  # its maps are nearly everywhere 0
 
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
+Seen = tuple[list[Tensor], list[Tensor]]  # in what was made, and in what is true
 Judge = Callable[[Tensor, Tensor, NDArray[np.uint8]], Tensor]  # of pictures made, true ones and hints
 
 
@@ -152,19 +154,27 @@ class Detectors(nn.Module):
         super().__init__()
         self.edges, self.lines, self.poses = EdgeCritic(), LineCritic(), PoseCritic(side)
 
-    def forward(self, made: Tensor, true: Tensor) -> Tensor:
-        """Compare pictures (B, 3, H, W) in [-1, 1], sides multiples of 16: the sum of all distances."""
-        apart = [compared(critic, made, true) for critic in (self.edges, self.lines, self.poses)]
-        return torch.stack(apart).sum()
+    def forward(self, made: Tensor, true: Tensor, edges: Seen | None = None) -> Tensor:
+        """Compare pictures (B, 3, H, W) in [-1, 1], sides multiples of 16: the sum of all distances.
+
+        ``edges`` is what ``seen_by`` says of ``self.edges``, where that is known already.
+        """
+        outlines = self.edges.compare(*(edges or seen_by(self.edges, made, true)))
+        return outlines + compared(self.lines, made, true) + compared(self.poses, made, true)
 
 
-def compared(critic: EdgeCritic | LineCritic | PoseCritic, made: Tensor, true: Tensor) -> Tensor:
-    """Return how differently a critic sees pictures (B, 3, H, W) in [-1, 1]; ``made`` gets gradients."""
+def seen_by(critic: EdgeCritic | LineCritic | PoseCritic, made: Tensor, true: Tensor) -> Seen:
+    """Return what a critic sees in pictures (B, 3, H, W) in [-1, 1]; ``made`` gets gradients."""
     with torch.no_grad(), autocast(true.device.type):
         wanted = critic.see(true)
     with autocast(made.device.type):
         found = critic.see(made)
-    return critic.compare(found, wanted)
+    return found, wanted
+
+
+def compared(critic: EdgeCritic | LineCritic | PoseCritic, made: Tensor, true: Tensor) -> Tensor:
+    """Return how differently a critic sees pictures (B, 3, H, W) in [-1, 1]; ``made`` gets gradients."""
+    return critic.compare(*seen_by(critic, made, true))
 
 
 def _distance(found: list[Tensor], wanted: list[Tensor]) -> Tensor:
