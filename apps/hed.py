@@ -11,9 +11,9 @@ APP = App(
     control="hed",
     aliases=("hed2image", "gradio_hed2image"),
     examples=(
-        Example("toy_fox.png", "a cute orange fox"),
-        Example("toy_deer.png", "a brown deer on white snow"),
-        Example("toy_cupcake_and_crown.png", "a cupcake in front of a crown on a wooden table"),
+        Example("toy_tiger.png", "a cute tiger on green grass under a blue sky"),
+        Example("toy_elephant.png", "a cute gray elephant on green grass under a blue sky"),
+        Example("toy_telephone.png", "a red telephone on a wooden table in front of a yellow wall"),
         Example("photo_cat.jpg", "a cat on green grass"),
         Example("photo_coffee.jpg", "a cup of coffee on a wooden table"),
     ),

@@ -11,9 +11,9 @@ APP = App(
     control="mlsd",
     aliases=("hough", "hough2image", "gradio_hough2image"),
     examples=(
+        Example("toy_boat.png", "a motor boat on the blue ocean"),
         Example("toy_dog_and_ball.png", "a dog behind a ball on a gray road in front of colorful houses"),
-        Example("toy_tent.png", "a tent on green grass under a blue sky"),
-        Example("toy_ambulance.png", "an ambulance on a gray road under a blue sky"),
+        Example("toy_car.png", "a blue car on green grass under a blue sky"),
         Example("photo_rocket.jpg", "a rocket under a blue sky"),
         Example("photo_camera.jpg", "a man with a camera on green grass"),
     ),

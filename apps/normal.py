@@ -11,10 +11,10 @@ APP = App(
     control="normal",
     aliases=("normal2image", "gradio_normal2image"),
     examples=(
-        Example("normal_turtle.png", "a green turtle on a plain yellow background", "none"),
+        Example("normal_car.png", "a blue car on green grass under a blue sky", "none"),
         Example("normal_chick.png", "a yellow chick on a road under a blue sky", "none"),
-        Example("toy_deer.png", "a brown deer on white snow"),
-        Example("toy_umbrella_and_bucket.png", "a red umbrella behind a yellow bucket on an orange carpet"),
+        Example("normal_turtle.png", "a green turtle on a plain yellow background", "none"),
+        Example("toy_elephant.png", "a cute gray elephant on green grass under a blue sky"),
         Example("photo_astronaut.jpg", "an astronaut in front of a red wall"),
         Example("photo_coffee.jpg", "a cup of coffee on a wooden table"),
     ),

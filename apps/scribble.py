@@ -11,8 +11,8 @@ APP = App(
     control="scribble",
     aliases=("scribble2image", "gradio_scribble2image"),
     examples=(
-        Example("drawing_deer.png", "a brown deer on green grass"),
-        Example("drawing_umbrella_and_bucket.png", "a red umbrella behind a yellow bucket on orange sand"),
+        Example("drawing_car.png", "a blue car on green grass under a blue sky"),
+        Example("drawing_elephant.png", "a cute gray elephant on green grass under a blue sky"),
         Example("silhouette_horse.png", "a white horse on green grass"),
         Example("edges_fox.png", "a cute orange fox", "none"),
         Example("edges_bicycles.png", "two red bicycles on a road under a blue sky", "none"),

@@ -12,8 +12,8 @@ APP = App(
     control="softedge",
     aliases=("soft_edge", "gradio_softedge"),
     examples=(
-        Example("toy_fox.png", "a cute orange fox"),
-        Example("toy_deer.png", "a brown deer on white snow"),
+        Example("toy_tiger.png", "a cute tiger on green grass under a blue sky"),
+        Example("toy_elephant.png", "a cute gray elephant on green grass under a blue sky"),
         Example("toy_cupcake_and_crown.png", "a cupcake in front of a crown on a wooden table"),
         Example("photo_cat.jpg", "a cat on green grass"),
         Example("photo_coffee.jpg", "a cup of coffee on a wooden table"),
