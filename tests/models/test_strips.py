@@ -60,14 +60,19 @@ def demo() -> AutoencoderKL:
     return load_base(load_config("demo"), path, device=torch.device("cpu"), dtype=torch.float32).vae
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @torch.inference_mode()
-def test_the_demo_models_pictures_stay_within_two_levels(demo: AutoencoderKL, dtype: torch.dtype) -> None:
+def test_the_demo_models_pictures_differ_by_no_more_than_rounding(demo: AutoencoderKL) -> None:
     picture = resize(to_rgb(ROOT / "test_imgs" / "toy_fox.png"), (192, 256))
     x_0 = demo.float().encode(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None] / 127.5 - 1.0)
-    vae, x_0 = demo.to(dtype), x_0.to(dtype)
-    strips = decode_in_strips(vae, x_0, strip_bytes=2**18)
-    assert np.abs(levels(strips) - levels(vae.decode(x_0))).max() <= 2
+    exact = levels(demo.decode(x_0))
+    assert np.abs(levels(decode_in_strips(demo, x_0, strip_bytes=2**18)) - exact).max() <= 1
+
+    # bfloat16 alone moves a picture by more than strips do: they must lie as near to the exact one.
+    vae, x_0 = demo.to(torch.bfloat16), x_0.to(torch.bfloat16)
+    whole, strips = levels(vae.decode(x_0)), levels(decode_in_strips(vae, x_0, strip_bytes=2**18))
+    assert np.abs(strips - exact).mean() <= 1.05 * np.abs(whole - exact).mean()
+    assert np.abs(strips - exact).max() <= np.abs(whole - exact).max() + 1
+    assert np.abs(strips - whole).mean() < 0.1
 
 
 @torch.inference_mode()
