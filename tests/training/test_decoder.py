@@ -195,6 +195,9 @@ def test_a_decoder_learns_from_all_of_it_resumes_and_leaves_the_adversary_behind
     assert all(torch.equal(value, trained[key]) for key, value in train(4, whole).items())
     moved = {key for key, value in trained.items() if not torch.equal(value, fitted[key])}
     assert moved and all(key.startswith(("decoder", "post_quant_conv")) for key in moved)
+    groups = torch.load(parts / "checkpoint.pt", weights_only=True)["optimizer"]["param_groups"]
+    fast = [group for group in groups if group["factor"] > 1]
+    assert [len(group["params"]) for group in fast] == [len(list(Adversary().parameters()))]
 
 
 def test_detectors_adversary_and_what_was_redrawn_each_change_what_is_learned(
