@@ -15,6 +15,7 @@ from apps import ALL, additions, all_pages, computing, controls_of, find_pages
 from apps.additions import Additions
 from apps.computing import Computing
 from core.request import MAX_BATCH
+from core.runtime.garbage import lasting
 
 if TYPE_CHECKING:
     from apps.page.model import Model, Pipeline
@@ -127,15 +128,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _place_detectors(args)
     except ValueError as error:
         cli.error(str(error))
-
-    from apps.ui import build, serve
-
-    blocks = build(pages, model)
     auth = (user, password) if args.auth else None
-    try:
-        serve(blocks, host=args.host, port=args.port, share=args.share, auth=auth)
-    except OSError as error:
-        cli.exit(1, f"The page cannot be served at {args.host}:{args.port} ({error}): give another --port.\n")
+    with lasting():
+        from apps.ui import build, serve
+
+        blocks = build(pages, model)
+        try:
+            serve(blocks, host=args.host, port=args.port, share=args.share, auth=auth)
+        except OSError as error:
+            place = f"{args.host}:{args.port}"
+            cli.exit(1, f"The page cannot be served at {place} ({error}): give another --port.\n")
     if model is not None:
         model.start()  # after the page is up, so that it answers while the weights load
     with contextlib.suppress(KeyboardInterrupt):

@@ -11,6 +11,7 @@ from typing import Protocol
 from core.config import ModelConfig, config_names, load_config
 from core.errors import SuiteError, WeightsMissing
 from core.request import Progress, Request, Result
+from core.runtime.garbage import lasting
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +122,8 @@ class Model:
 
     def _run(self) -> None:
         try:
-            self._pipeline = self._load()
+            with lasting():
+                self._pipeline = self._load()
             self.name, self.title = self._pipeline.name, self._pipeline.title
         except (SuiteError, ValueError) as error:
             log.error("%s", error)

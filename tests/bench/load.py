@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import time
 from pathlib import Path
@@ -43,6 +44,7 @@ def measure(
     reading = min(_read(files, cold) for _ in range(1 if cold else 3))
     if cold:
         _forget(files)
+    gc.collect()  # of what imports left, which would else fall into loading or not, as it comes
     began = time.perf_counter()
     pipe = load_pipeline(model, device="cpu", dtype=dtype)
     with torch.inference_mode():

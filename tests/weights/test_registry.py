@@ -223,10 +223,17 @@ def test_a_bad_registry_is_an_error(tmp_path: Path, content: object) -> None:
 
 def test_a_registry_that_is_no_yaml_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "registry.yaml"
-    for text in ("files: [", "files: {a: ${b}}"):
+    for text in ("files: [", "files: {a: ${b}}", "files: {a: {}, a: {}}"):
         path.write_text(text)
         with pytest.raises(RegistryError):
             Registry.load(path)
+
+
+def test_a_key_that_stands_there_twice_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "registry.yaml"
+    path.write_text("files: {}\nbundles: {}\nfiles: {}\n")
+    with pytest.raises(RegistryError, match="'files' stands there twice"):
+        Registry.load(path)
 
 
 def test_the_readme_of_the_folder_names_every_licence() -> None:
