@@ -30,7 +30,7 @@ LIBRARIES = {
     "gradio": ("apps", "launch"),
     "gradio_client": ("apps",),
     "omegaconf": ("core.config", "core.weights", "core.training.export"),
-    "open_clip": ("core.models.text_encoder",),
+    "open_clip": ("core.models.tokenizer",),
     "timm": ("annotators.nets.midas",),
     "cv2": ("annotators", "core.images", "core.training"),
     "huggingface_hub": ("core.weights",),

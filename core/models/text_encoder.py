@@ -1,44 +1,19 @@
-"""Prompts to context: open_clip's text transformer and tokenizer, read as Stable Diffusion reads them."""
+"""Token ids to context: the text transformer of CLIP, read as Stable Diffusion reads it."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
-from functools import cache
 from typing import TypeVar
 
-import ftfy
-import regex
 import torch
-from open_clip.tokenizer import SimpleTokenizer
-from open_clip.transformer import QuickGELU, Transformer
 from torch import Tensor, nn
 
 from core.config import TextConfig
+from core.models.tokenizer import END_TOKEN, START_TOKEN, tokenizer
 
-START_TOKEN, END_TOKEN = 49406, 49407
+QUICK = 1.702  # of the sigmoid that OpenAI's text encoders take for GELU
 T = TypeVar("T")
-
-
-class PublishedTokenizer(SimpleTokenizer):
-    """The tokenizer as published with ViT-L/14: its special tokens are written ``<|endoftext|>``."""
-
-    pat: regex.Pattern[str]
-
-    def __init__(self) -> None:
-        """Read open_clip's merges, with the published spelling of the special tokens."""
-        super().__init__()
-        special = {"<|startoftext|>": START_TOKEN, "<|endoftext|>": END_TOKEN}
-        _, _, words = self.pat.pattern.split("|", 2)
-        self.pat = regex.compile("|".join([*map(regex.escape, special), words]), regex.IGNORECASE)
-        self.encoder.update(special)
-        self.cache = {token: token for token in special}
-        self.clean_fn = lambda text: " ".join(ftfy.fix_text(text).split()).lower()
-
-
-@cache
-def tokenizer(layout: str) -> SimpleTokenizer:
-    """Return the tokenizer that text encoders published in ``layout`` ("hf" or "open_clip") are used with."""
-    return PublishedTokenizer() if layout == "hf" else SimpleTokenizer()
 
 
 def frame(config: TextConfig, words: Sequence[T], start: T, end: T, pad: T) -> list[T]:
@@ -50,21 +25,63 @@ def frame(config: TextConfig, words: Sequence[T], start: T, end: T, pad: T) -> l
     return places + [pad] * (config.context_length - len(places))
 
 
+class QuickGELU(nn.Module):
+    """x sigmoid(1.702 x), near to GELU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x`` of any shape."""
+        return x * torch.sigmoid(QUICK * x)
+
+
+class TextBlock(nn.Module):
+    """Self-attention and a feed-forward network of four times the width; each behind a LayerNorm, each added.
+
+    Source: Radford et al. 2021 (arXiv 2103.00020); attribute names as in OpenAI's published checkpoints.
+    """
+
+    def __init__(self, width: int, heads: int, quick_gelu: bool) -> None:
+        """Build for (B, N, width)."""
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.ln_2 = nn.LayerNorm(width)
+        layers = {
+            "c_fc": nn.Linear(width, width * 4),
+            "gelu": QuickGELU() if quick_gelu else nn.GELU(),
+            "c_proj": nn.Linear(width * 4, width),
+        }
+        self.mlp = nn.Sequential(OrderedDict(layers))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Map ``x`` (B, N, width); ``mask`` (N, N) is added to the scores."""
+        normed = self.ln_1(x)
+        x = x + self.attn(normed, normed, normed, need_weights=False, attn_mask=mask)[0]
+        return x + self.mlp(self.ln_2(x))
+
+
+class TextTransformer(nn.Module):
+    """The blocks, under the name that published checkpoints have for them."""
+
+    def __init__(self, config: TextConfig) -> None:
+        """Build from ``config``."""
+        super().__init__()
+        blocks = (TextBlock(config.width, config.heads, config.quick_gelu) for _ in range(config.layers))
+        self.resblocks = nn.ModuleList(blocks)
+
+
 class TextEncoder(nn.Module):
     """A causal text transformer; attribute names as in open_clip's published checkpoints."""
 
     token_ids: Tensor
 
     def __init__(self, config: TextConfig) -> None:
-        """Build from ``config``; parameters as torch and open_clip initialise them."""
+        """Build from ``config``; parameters as torch initialises them."""
         super().__init__()
         self.config = config
         rows = config.kept_tokens + 1 if config.kept_tokens else config.vocab_size
         self.token_embedding = nn.Embedding(rows, config.width)
         self.positional_embedding = nn.Parameter(torch.randn(config.context_length, config.width) * 0.01)
-        self.transformer = Transformer(
-            config.width, config.layers, config.heads, act_layer=QuickGELU if config.quick_gelu else nn.GELU
-        )
+        self.transformer = TextTransformer(config)
         self.ln_final = nn.LayerNorm(config.width)
         if config.kept_tokens:
             self.register_buffer("token_ids", torch.arange(config.kept_tokens))
@@ -95,7 +112,7 @@ class TextEncoder(nn.Module):
         mask = torch.full((length, length), float("-inf"), dtype=x.dtype, device=x.device).triu_(1)
         blocks = self.transformer.resblocks
         for block in blocks[: len(blocks) - self.config.layers_left_out]:
-            x = block(x, attn_mask=mask)
+            x = block(x, mask)
         return self.ln_final(x)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from core.models.text_encoder import END_TOKEN, START_TOKEN, TextEncoder, frame, tokenizer
+from core.models.text_encoder import TextEncoder, frame
+from core.models.tokenizer import END_TOKEN, START_TOKEN, tokenizer
 from core.prompts.embeddings import Embeddings, Name
 from core.prompts.syntax import parse
 

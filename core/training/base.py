@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from core.config import ModelConfig
-from core.models.text_encoder import END_TOKEN, START_TOKEN, TextEncoder, tokenizer
+from core.models.text_encoder import TextEncoder
+from core.models.tokenizer import END_TOKEN, START_TOKEN, tokenizer
 from core.models.unet import UNet
 from core.runtime.device import CPU, autocast, for_training, training_attention
 from core.training.data import LatentScenes

@@ -19,7 +19,8 @@ from torch import Tensor
 from core.config import ModelConfig
 from core.errors import SuiteError
 from core.models.blocks import BasicTransformerBlock
-from core.models.text_encoder import TextEncoder, tokenizer
+from core.models.text_encoder import TextEncoder
+from core.models.tokenizer import tokenizer
 from core.models.unet import UNet
 from core.models.vae import AutoencoderKL
 from core.training.base import START, TEXT, Denoiser, load_text

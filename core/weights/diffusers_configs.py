@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from core.config import ModelConfig, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
-from core.models.text_encoder import END_TOKEN, START_TOKEN, tokenizer
+from core.models.tokenizer import END_TOKEN, START_TOKEN, tokenizer
 
 Json = dict[str, Any]
 

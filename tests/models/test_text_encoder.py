@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from core.config import TextConfig, load_config
-from core.models.text_encoder import END_TOKEN, START_TOKEN, TextEncoder
+from core.models.text_encoder import TextBlock, TextEncoder
+from core.models.tokenizer import END_TOKEN, START_TOKEN
 from tests.golden_networks import load_golden, load_prompts
 
 
@@ -22,6 +26,26 @@ def small_text(kept_tokens: int = 0) -> TextEncoder:
     torch.manual_seed(0)
     config = TextConfig(width=32, heads=2, layers=2, pad_token=END_TOKEN, kept_tokens=kept_tokens)
     return TextEncoder(config).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_block_computes_what_open_clips_does_with_the_same_weights(quick: bool) -> None:
+    from open_clip.transformer import QuickGELU, ResidualAttentionBlock
+
+    torch.manual_seed(0)
+    theirs = ResidualAttentionBlock(32, 4, act_layer=QuickGELU if quick else torch.nn.GELU)
+    ours = TextBlock(32, 4, quick)
+    ours.load_state_dict(theirs.state_dict())
+    x, mask = torch.randn(2, 9, 32), torch.full((9, 9), float("-inf")).triu_(1)
+    for net in (ours, theirs):
+        net.eval().requires_grad_(False)
+    assert torch.equal(ours(x, mask), theirs(x, attn_mask=mask))
+
+
+def test_what_loads_models_does_not_import_the_tokenizers_package_nor_torchvision() -> None:
+    code = "import sys, core.loading; print([m for m in ('open_clip', 'torchvision') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_a_prompt_of_any_length_fills_the_context_and_ends_with_the_end_token() -> None:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from core.config import TextConfig
-from core.models.text_encoder import END_TOKEN, TextEncoder, tokenizer
+from core.models.text_encoder import TextEncoder
+from core.models.tokenizer import END_TOKEN, tokenizer
 from core.prompts.encode import MAX_CHUNKS, encode_prompts
 
 WORD = "dog "  # one token
@@ -108,7 +109,7 @@ def test_clip_skip_leaves_out_the_last_layers_and_keeps_the_final_norm() -> None
     mask = torch.full((77, 77), float("-inf")).triu_(1)
     after = []
     for block in TEXT.transformer.resblocks:
-        x = block(x, attn_mask=mask)
+        x = block(x, mask)
         after.append(TEXT.ln_final(x))
     for clip_skip, wanted in enumerate(reversed(after), start=1):
         torch.testing.assert_close(small_text(clip_skip=clip_skip)(tokens), wanted)

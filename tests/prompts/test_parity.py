@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from core.config import TextConfig
-from core.models.text_encoder import END_TOKEN, TextEncoder
+from core.models.text_encoder import TextEncoder
+from core.models.tokenizer import END_TOKEN
 from core.prompts.encode import encode_prompts
 from core.weights.convert import HF_TEXT, text_sources
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from core.config import ModelConfig
 from core.errors import SuiteError
 from core.models.blocks import BasicTransformerBlock
-from core.models.text_encoder import tokenizer
+from core.models.tokenizer import tokenizer
 from core.models.vae import AutoencoderKL
 from core.training.base import START, TEXT, Denoiser, load_text
 from core.training.data import to_tensor

@@ -90,7 +90,8 @@ def hf_text(text: TextEncoder, prefix: str = "cond_stage_model.transformer.text_
         "final_layer_norm.weight": text.ln_final.weight.data,
         "final_layer_norm.bias": text.ln_final.bias.data,
     }
-    for n, block in enumerate(text.transformer.resblocks):
+    blocks: Any = text.transformer.resblocks
+    for n, block in enumerate(blocks):
         layer = f"encoder.layers.{n}."
         weights = block.attn.in_proj_weight.data.chunk(3)
         biases = block.attn.in_proj_bias.data.chunk(3)

@@ -18,7 +18,7 @@ import core.weights.diffusers_folders as folders
 from core.config import load_config
 from core.errors import CheckpointMismatch
 from core.models.controlnet import ControlNet
-from core.models.text_encoder import tokenizer
+from core.models.tokenizer import tokenizer
 from core.models.unet import UNet
 from core.models.vae import AutoencoderKL
 from core.weights.checkpoint import load_base, load_control
