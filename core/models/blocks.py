@@ -21,6 +21,9 @@ from core.models.norms import GroupNorm
 from core.models.tokens import Merge, match_tokens
 
 KeyValue = tuple[Tensor, Tensor]  # each (B, heads, tokens, head channels)
+# glibc takes larger blocks from the system each time anew, and the system clears every page of them.
+REUSED_BYTES = 2**25
+PIECE_BYTES = 2**23  # of what a feed-forward network holds at a time where it would be more than that
 
 
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
@@ -97,8 +100,13 @@ class FeedForward(nn.Module):
         self.net = nn.Sequential(GEGLU(dim, dim * 4), nn.Identity(), nn.Linear(dim * 4, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``x`` (..., dim)."""
-        return self.net(x)
+        """Map ``x`` (..., dim); on a CPU many rows a piece at a time, with the same result."""
+        row_bytes = 8 * x.shape[-1] * x.element_size()  # of what lies between
+        many = x.device.type == "cpu" and x.numel() // x.shape[-1] * row_bytes > REUSED_BYTES
+        if not many or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.net(x)
+        pieces = x.flatten(0, -2).split(max(1, PIECE_BYTES // row_bytes))
+        return torch.cat([self.net(piece) for piece in pieces]).view_as(x)
 
 
 class CrossAttention(nn.Module):

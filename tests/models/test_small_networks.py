@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from core.config import UNetConfig
-from core.models.blocks import timestep_embedding
+from core.models import blocks
+from core.models.blocks import FeedForward, timestep_embedding
 from core.models.controlnet import ControlNet
 from core.models.unet import UNet
 from core.models.vae import AutoencoderKL
@@ -107,3 +108,31 @@ def test_timestep_embedding_is_the_originals(dim: int) -> None:
     golden = load_golden("timestep_embedding")
     difference = (timestep_embedding(golden["t"], dim) - golden[str(dim)]).abs().max().item()
     assert difference <= 999 * 2**-24  # one rounding of the frequency, at the largest time step
+
+
+@pytest.mark.parametrize("shape", [(2, 37, 16), (2, 5, 7, 16), (1, 3, 16)])
+def test_a_feed_forward_network_in_pieces_gives_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    net = FeedForward(16).requires_grad_(False)
+    x = torch.randn(shape)
+    seen: list[int] = []
+    net.net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numel() // 16))
+    with torch.inference_mode():
+        whole = net(x)
+        monkeypatch.setattr(blocks, "REUSED_BYTES", 1000)
+        monkeypatch.setattr(blocks, "PIECE_BYTES", 8 * 16 * 4 * 10)  # ten rows
+        pieces = net(x)
+    assert torch.equal(pieces, whole) and pieces.shape == x.shape
+    rows = x.numel() // 16
+    assert seen == [rows, *[10] * (rows // 10), *[rows % 10] * (rows % 10 > 0)]
+
+
+def test_a_feed_forward_network_that_learns_takes_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "REUSED_BYTES", 0)
+    net = FeedForward(16)
+    seen: list[int] = []
+    net.net.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    net(torch.randn(4, 9, 16)).sum().backward()
+    assert seen == [4] and all(p.grad is not None for p in net.parameters())
