@@ -74,21 +74,29 @@ class ResBlock(nn.Module):
         return self.skip_connection(x) + convolved(self.out_layers, h)
 
 
+class GatedLinear(nn.Linear):
+    """A linear map, one half of whose result gates the other."""
+
+    def gated(self, x: Tensor) -> Tensor:
+        """Map ``x`` (..., in) to (..., out / 2): the first half of the result times GELU of the second."""
+        both = self(x)
+        if suits_gates(both):
+            return geglu(both)
+        value, gate = both.chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
 class GEGLU(nn.Module):
     """A linear map to twice the width, one half gating the other through GELU."""
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
         """Build for (..., dim_in) in, (..., dim_out) out."""
         super().__init__()
-        self.proj = nn.Linear(dim_in, dim_out * 2)
+        self.proj = GatedLinear(dim_in, dim_out * 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` (..., dim_in)."""
-        both = self.proj(x)
-        if suits_gates(both):
-            return geglu(both)
-        value, gate = both.chunk(2, dim=-1)
-        return value * F.gelu(gate)
+        return self.proj.gated(x)
 
 
 class FeedForward(nn.Module):

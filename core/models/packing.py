@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from core.models.blocks import GatedLinear
 from core.models.packed import Packed
 from core.models.winograd import WinogradConv2d, memory_for_winograd, suits_winograd
 
@@ -76,6 +77,37 @@ class PackedPixelwise(PackedLinear):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class PackedGates(PackedLinear):
+    """A linear map, one half of whose result gates the other: within the products, not yet rounded."""
+
+    def pack(self, weight: Tensor) -> None:
+        """Take a plain weight of the layer's shape."""
+        value, gate = weight.chunk(2)
+        super().pack(value)
+        self.packed_gate = torch.ops.mkldnn._reorder_linear_weight(gate)
+
+    def plain(self) -> Tensor:
+        """Return the plain weight."""
+        return torch.cat([super().plain(), self.packed_gate.to_dense()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x`` (..., in) to both halves, (..., out)."""
+        bias = self._biases()
+        multiply = torch.ops.mkldnn._linear_pointwise
+        halves = zip((self.packed, self.packed_gate), bias, strict=True)
+        return torch.cat([multiply(x, weight, each, "none", [], "") for weight, each in halves], dim=-1)
+
+    def gated(self, x: Tensor) -> Tensor:
+        """Map ``x`` (..., in) to (..., out / 2): the first half of the result times GELU of the second."""
+        value, gate = self._biases()
+        multiply = torch.ops.mkldnn._linear_pointwise
+        opened = multiply(x, self.packed_gate, gate, "gelu", [], "none")  # "none": not the approximate one
+        return multiply.binary(x, opened, self.packed, value, "mul")
+
+    def _biases(self) -> tuple[Tensor | None, ...]:
+        return (None, None) if self.bias is None else self.bias.chunk(2)
+
+
 def can_pack() -> bool:
     """Say whether this processor multiplies bfloat16 itself and this version of torch has packed layers."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
@@ -112,6 +144,8 @@ def _packed(layer: nn.Module) -> Packed | None:
     # Exactly these types: who derives from them may read the weight itself.
     if type(layer) is nn.Linear and _is_packable(layer.weight):
         return PackedLinear(layer)
+    if type(layer) is GatedLinear and _is_packable(layer.weight):
+        return PackedGates(layer)
     if type(layer) is not nn.Conv2d or not _is_packable(layer.weight):
         return None
     if _is_pixelwise(layer):

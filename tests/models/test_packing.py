@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from core.models import packing
+from core.models.blocks import GatedLinear
 from core.models.controlnet import ControlNet
 from core.models.packed import Packed
-from core.models.packing import can_pack, pack_weights
+from core.models.packing import PackedGates, can_pack, pack_weights
 from core.models.unet import UNet
 from tests.golden_networks import SMALL21_UNET, SMALL_CONTROL, SMALL_UNET, load_golden, materialise
 
@@ -65,6 +66,25 @@ def test_a_packed_layer_computes_the_layer_channels_last(side: int) -> None:
         assert isinstance(network[0], Packed)
         assert made.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(made.float(), wanted, rtol=2**-7, atol=2**-7)
+
+
+@needs_packing
+@torch.inference_mode()
+@pytest.mark.parametrize("bias", [True, False])
+def test_packed_gates_are_nearer_to_exact_than_plain_ones(bias: bool) -> None:
+    torch.manual_seed(0)
+    plain = GatedLinear(64, 256, bias=bias).bfloat16()
+    x = torch.randn(2, 5, 64).bfloat16()
+    exact = copy.deepcopy(plain).float().gated(x.float())
+    network = nn.Sequential(copy.deepcopy(plain))
+    pack_weights(network)
+    gates = network[0]
+    assert isinstance(gates, PackedGates)
+    assert torch.equal(gates.plain(), plain.weight)
+    torch.testing.assert_close(gates(x), plain(x), rtol=2**-7, atol=2**-7)
+    made, wanted = gates.gated(x), plain.gated(x)
+    assert made.shape == wanted.shape == (2, 5, 128)
+    assert (made.float() - exact).norm() < 0.9 * (wanted.float() - exact).norm()
 
 
 @needs_packing
