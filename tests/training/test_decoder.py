@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 
 from core.config import ModelConfig, ScheduleConfig
+from core.images import to_rgb
 from core.models.controlnet import ControlNet
 from core.models.unet import UNet
 from core.models.vae import AutoencoderKL
 from core.training.adversary import Adversary
 from core.training.base import Denoiser
-from core.training.data import LatentScenes, Redrawn, Scenes, cache_latents
+from core.training.data import LatentScenes, Redrawn, Scenes, cache_latents, to_tensor
 from core.training.demo import load_vae
 from core.training.detectors.critics import Detectors, EdgeCritic, seen_by
 from core.training.diffusion import DiffusionLoss
@@ -25,6 +26,8 @@ from core.training.export import export_base, export_control
 from core.training.loop import LoopConfig
 from core.training.redraw import Artist, redraw
 from core.training.vae import aligned_crops, fit_autoencoder, load_fitted, train_decoder
+
+EXAMPLES = Path(__file__).parents[2] / "test_imgs"
 
 
 def _pictures(count: int, side: int = 64) -> np.ndarray:
@@ -46,8 +49,11 @@ def scenes(config: ModelConfig, tmp_path: Path) -> Path:
 
 def test_detectors_tell_pictures_apart_and_only_the_made_one_learns() -> None:
     critic = Detectors(128)
-    squares = np.random.default_rng(0).uniform(-1, 1, (2, 3, 4, 4)).repeat(32, axis=2).repeat(32, axis=3)
-    true = torch.from_numpy(squares).float()
+    # Scenes of people and of a car, as the detectors know them.
+    scenes = [to_rgb(EXAMPLES / name) for name in ("toy_jumping.png", "toy_car.png")]
+    true = to_tensor(
+        np.stack([cv2.resize(scene, (128, 128), None, 0, 0, cv2.INTER_AREA) for scene in scenes])
+    )
     assert float(critic(true, true)) == 0.0
     known = seen_by(critic.edges, true, true)
     assert float(critic(true, 0.5 * true, known)) < float(critic(true, 0.5 * true))
