@@ -69,6 +69,12 @@ class TextTransformer(nn.Module):
         self.resblocks = nn.ModuleList(blocks)
 
 
+def _drawn(deviation: float, *shape: int) -> Tensor:
+    """Return normally distributed numbers, or none on the meta device: drawing there imports for a second."""
+    empty = torch.empty(shape)
+    return empty if empty.is_meta else empty.normal_(std=deviation)
+
+
 class TextEncoder(nn.Module):
     """A causal text transformer; attribute names as in open_clip's published checkpoints."""
 
@@ -79,12 +85,13 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.config = config
         rows = config.kept_tokens + 1 if config.kept_tokens else config.vocab_size
-        self.token_embedding = nn.Embedding(rows, config.width)
-        self.positional_embedding = nn.Parameter(torch.randn(config.context_length, config.width) * 0.01)
+        self.token_embedding = nn.Embedding(rows, config.width, _weight=_drawn(1.0, rows, config.width))
+        self.positional_embedding = nn.Parameter(_drawn(0.01, config.context_length, config.width))
         self.transformer = TextTransformer(config)
         self.ln_final = nn.LayerNorm(config.width)
         if config.kept_tokens:
-            self.register_buffer("token_ids", torch.arange(config.kept_tokens))
+            ids = torch.empty(config.kept_tokens, dtype=torch.long)
+            self.register_buffer("token_ids", ids if ids.is_meta else torch.arange(len(ids)))
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Return (B, context_length) int64 token ids; a longer prompt is cut, a shorter one padded."""

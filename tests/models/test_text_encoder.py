@@ -91,3 +91,16 @@ def test_a_repeated_prompt_fills_the_context_and_an_empty_one_is_padded() -> Non
     assert rows[0] == [49406, 320, 1929, 49407, 320, 1929, 49407, 320, 1929, 49407]
     assert rows[1] == [49406] + [49407] * 9
     assert rows[2] == [49406, *[320, 1929] * 4, 49407]
+
+
+def test_what_only_waits_for_weights_imports_no_compiler() -> None:
+    code = """
+import sys, torch
+from core.config import load_config
+from core.models.text_encoder import TextEncoder
+with torch.device("meta"):
+    TextEncoder(load_config("demo").text)
+print([name for name in ("torch._dynamo", "sympy") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
