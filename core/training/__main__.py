@@ -88,6 +88,7 @@ def _render(args: argparse.Namespace, config: ModelConfig) -> None:
         first_seed=args.first,
         size=args.size,
         things=args.things,
+        framed=args.framed,
         workers=args.workers,
     )
 
@@ -151,6 +152,7 @@ def _base(args: argparse.Namespace, config: ModelConfig) -> None:
         batch_size=args.batch,
         crop=args.crop,
         late=args.late,
+        framed=args.framed,
         device=_device(args),
     )
 
@@ -185,6 +187,7 @@ def _controls(args: argparse.Namespace, config: ModelConfig) -> None:
         batch_size=args.batch,
         ckpts=args.ckpts,
         crop=args.crop,
+        framed=args.framed,
         device=_device(args),
     )
 
@@ -215,6 +218,7 @@ def _stream(args: argparse.Namespace, config: ModelConfig) -> None:
         batch_size=args.batch,
         scenes=args.scenes,
         with_truth=args.truth,
+        framed=args.framed,
         workers=args.workers,
         compiled=args.compile,
         export_every=args.export_every,

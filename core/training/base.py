@@ -16,7 +16,7 @@ from core.models.text_encoder import TextEncoder
 from core.models.tokenizer import END_TOKEN, START_TOKEN, tokenizer
 from core.models.unet import UNet
 from core.runtime.device import CPU, autocast, for_training, training_attention
-from core.training.data import LatentScenes
+from core.training.data import LatentScenes, made_of
 from core.training.diffusion import DiffusionLoss, draw
 from core.training.loop import LoopConfig, Trainer
 from core.training.toyworld.captions import ADDED_PROMPT, NEGATIVE_PROMPT
@@ -24,6 +24,7 @@ from core.training.toyworld.vocabulary import vocabulary
 
 TEXT = "text.safetensors"
 START = "start.safetensors"  # a trained UNet to go on from
+FRAMED_SHARE = 0.8  # of the base's pictures, where there are framed scenes
 UNKNOWN_WORD = "qwzrtx"  # its tokens are not in the vocabulary
 
 
@@ -110,17 +111,54 @@ class BaseBatch:
 class SceneBatches:
     """Draws batches of latents and captions. They lie where the text encoder computes."""
 
-    def __init__(self, dataset: LatentScenes, text: TextEncoder, size: int, crop: int | None = None) -> None:
-        """Draw ``size`` of ``dataset``'s scenes a batch, or squares of ``crop`` pixels of them."""
-        self.dataset, self.text, self.size = dataset, text, size
+    def __init__(
+        self,
+        dataset: LatentScenes,
+        text: TextEncoder,
+        size: int,
+        crop: int | None = None,
+        framed: LatentScenes | None = None,
+    ) -> None:
+        """Draw ``size`` of ``dataset``'s scenes a batch, or squares of ``crop`` pixels of them.
+
+        Where there are ``framed`` scenes, FRAMED_SHARE of a batch are of those.
+
+        Raises:
+            ValueError: squares of framed scenes were asked for.
+        """
+        if framed is not None and crop is not None:
+            raise ValueError("framed scenes are learned whole: leave out --crop, or --framed.")
+        self.text = text
         self.cells = None if crop is None else crop // 8
+        few = 0 if framed is None else round(FRAMED_SHARE * size)
+        drawn = ((dataset, size - few), (framed, few))
+        self.sources = [(source, count) for source, count in drawn if source is not None and count]
 
     def __call__(self, generator: torch.Generator) -> BaseBatch:
         """Draw one batch."""
-        which, x_0 = self.dataset.draw(self.size, generator, self.cells)
-        captions = varied_captions([self.dataset.scenes.captions[i] for i in which], generator)
+        latents, captions = [], []
+        for source, count in self.sources:
+            which, x_0 = source.draw(count, generator, self.cells)
+            latents.append(x_0)
+            captions += [source.scenes.captions[i] for i in which]
+        x_0 = torch.cat(latents)
         with torch.no_grad(), autocast(x_0.device.type):
-            return BaseBatch(x_0, self.text.encode(captions))
+            return BaseBatch(x_0, self.text.encode(varied_captions(captions, generator)))
+
+
+def open_framed(folder: Path | None, device: torch.device) -> LatentScenes | None:
+    """Open the latents of framed scenes, where a folder is named.
+
+    Raises:
+        FileNotFoundError: it holds no latents; with the command that makes them.
+        ValueError: its scenes are not framed.
+    """
+    if folder is None:
+        return None
+    scenes = LatentScenes.open(folder, device)
+    if not made_of(folder).framed:
+        raise ValueError(f"the scenes in {folder} are not framed: make some with render --framed.")
+    return scenes
 
 
 def base_loss(
@@ -151,11 +189,13 @@ def train_base(
     batch_size: int = 32,
     crop: int | None = None,
     late: bool = False,
+    framed: Path | None = None,
     device: torch.device = CPU,
 ) -> None:
     """Train the UNet on the latents in ``data``, or on squares of ``crop`` pixels of them.
 
-    ``late`` is as for ``draw``. It resumes from ``loop.output``.
+    ``late`` is as for ``draw``; ``framed`` is a folder of framed scenes, see ``SceneBatches``. It resumes
+    from ``loop.output``.
     """
     torch.manual_seed(loop.seed)
     model = Denoiser(config)
@@ -166,7 +206,7 @@ def train_base(
     for_training(model, device)
     # Every time step counts alike: the noisiest, where only the words tell what there will be, too.
     criterion = DiffusionLoss(config.schedule)
-    batches = SceneBatches(dataset, model.text, batch_size, crop)
+    batches = SceneBatches(dataset, model.text, batch_size, crop, open_framed(framed, device))
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
         return base_loss(criterion, model.unet, batches(generator), generator, late=late)

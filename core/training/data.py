@@ -31,10 +31,10 @@ MADE_OF = "made_of.json"
 
 
 def _render_chunk(
-    seeds: Sequence[int], sprites: Path, size: int, things: int | None
+    seeds: Sequence[int], sprites: Path, size: int, things: int | None, framed: bool
 ) -> tuple[NDArray[np.uint8], list[str]]:
     library = SpriteLibrary.load(sprites, all_objects()[:things])
-    scenes = [make_scene(seed, library, size) for seed in seeds]
+    scenes = [make_scene(seed, library, size, framed=framed) for seed in seeds]
     return np.stack([scene.image for scene in scenes]), [scene.caption for scene in scenes]
 
 
@@ -46,12 +46,13 @@ def render(
     first_seed: int = 0,
     size: int = 256,
     things: int | None = None,
+    framed: bool = False,
     workers: int = 2,
 ) -> None:
     """Write ``count`` scenes to ``output``: images.npy (count, size, size, 3) uint8 RGB and captions.json.
 
-    ``things`` limits the scenes to the first so many rows of objects.csv, beside people and solids. What
-    makes the scenes again, their first seed and ``things``, goes to made_of.json.
+    ``things`` limits the scenes to the first so many rows of objects.csv, beside people and solids;
+    ``framed`` ones show one thing each, see ``make_scene``. What makes the scenes again goes to made_of.json.
     """
     output.mkdir(parents=True, exist_ok=True)
     partial_path = output / "images.partial.npy"
@@ -60,22 +61,32 @@ def render(
     seeds = range(first_seed, first_seed + count)
     chunks = [seeds[i : i + 128] for i in range(0, count, 128)]
     with ProcessPoolExecutor(workers) as pool:
-        work = pool.map(partial(_render_chunk, sprites=sprites, size=size, things=things), chunks)
+        work = pool.map(
+            partial(_render_chunk, sprites=sprites, size=size, things=things, framed=framed), chunks
+        )
         for pictures, words in tqdm(work, total=len(chunks), desc="render", mininterval=10):
             images[len(captions) : len(captions) + len(words)] = pictures
             captions += words
     images.flush()
     (output / "captions.json").write_text(json.dumps(captions, ensure_ascii=False, indent=0))
-    (output / MADE_OF).write_text(json.dumps({"first_seed": first_seed, "things": things}))
+    (output / MADE_OF).write_text(json.dumps({"first_seed": first_seed, "things": things, "framed": framed}))
     os.replace(partial_path, output / "images.npy")
 
 
-def made_of(folder: Path) -> tuple[int, int | None]:
-    """Return the first seed of the scenes in ``folder``, and how many things they are limited to, or None."""
+@dataclass(frozen=True, slots=True)
+class MadeOf:
+    """What makes the scenes of a folder again; see ``render``."""
+
+    first_seed: int = 0
+    things: int | None = None
+    framed: bool = False
+
+
+def made_of(folder: Path) -> MadeOf:
+    """Return what makes the scenes in ``folder`` again."""
     if not (folder / MADE_OF).exists():
-        return 0, None
-    found = json.loads((folder / MADE_OF).read_text())
-    return found["first_seed"], found["things"]
+        return MadeOf()
+    return MadeOf(**json.loads((folder / MADE_OF).read_text()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from core.errors import CheckpointMismatch
 from core.models.vae import AutoencoderKL
 from core.runtime.device import CPU
 from core.training.adversary import ADVERSARY
-from core.training.base import START, Denoiser, SceneBatches, load_text
+from core.training.base import START, Denoiser, SceneBatches, load_text, open_framed
 from core.training.control import SceneControlBatches, train_control
 from core.training.data import LatentScenes, cache_latents
 from core.training.export import export_base, export_control, load_average
@@ -104,6 +104,7 @@ def train_demo_controls(
     batch_size: int,
     ckpts: Path,
     crop: int | None = None,
+    framed: Path | None = None,
     device: torch.device = CPU,
 ) -> None:
     """Train the ControlNets that ``turns`` names on the trained base, with one trunk, and write them.
@@ -116,7 +117,9 @@ def train_demo_controls(
     base.text.to(device)
     names = tuple(name for name in dict.fromkeys(turns) if name != BASE)
     scenes = LatentScenes.open(data, device)
-    draw_base = SceneBatches(scenes, base.text, batch_size, crop) if BASE in turns else None
+    draw_base = None
+    if BASE in turns:
+        draw_base = SceneBatches(scenes, base.text, batch_size, crop, open_framed(framed, device))
     vae = load_vae(config, loop.output.parent / "vae") if BASE in turns else None  # told now if it is missing
     nets = train_together(
         config,

@@ -64,6 +64,14 @@ def _crop(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--crop", type=int, help=words)
 
 
+def _framed(parser: argparse.ArgumentParser) -> None:
+    words = (
+        "folder of scenes made with render --framed: four in five pictures of the base's own steps are of "
+        "those, so that one thing alone comes out whole and in the middle"
+    )
+    parser.add_argument("--framed", type=Path, help=words)
+
+
 def _turns(parser: argparse.ArgumentParser, default: Sequence[str]) -> None:
     words = (
         "whose step it is, again and again in this order; the first control's file carries the trunk; "
@@ -79,6 +87,7 @@ def _add_scenes(commands: argparse._SubParsersAction) -> None:
     sub.add_argument("--first", type=int, default=0, help="seed of the first scene (default 0)")
     sub.add_argument("--size", type=int, default=256, help="side in pixels (default 256)")
     sub.add_argument("--things", type=int, help="only the first so many things (default all)")
+    sub.add_argument("--framed", action="store_true", help="one thing each, in the middle, never mirrored")
     sub.add_argument("--workers", type=int, default=2, help="processes (default 2)")
     sub = _stage(commands, "hints", "make a control's hints of the scenes, with the apps' detectors")
     sub.add_argument("--control", required=True, help="which control")
@@ -107,6 +116,7 @@ def _add_base(commands: argparse._SubParsersAction) -> None:
     sub = _stage(commands, "base", "train the UNet on latents and captions")
     _training(sub, steps=6000, rate=6e-4, batch=16)
     _crop(sub)
+    _framed(sub)
     sub.add_argument("--late", action="store_true", help="more of the noisy time steps, where words decide")
 
 
@@ -122,6 +132,7 @@ def _add_controls(commands: argparse._SubParsersAction) -> None:
     _training(sub, steps=3200, rate=1e-3, batch=24)
     _turns(sub, TURNS)
     _crop(sub)
+    _framed(sub)
     _ckpts(sub)
     sub = _stage(commands, "feedback", "train a ControlNet by what a detector finds in its drawings")
     _training(sub, steps=600, rate=3e-4, batch=4)
@@ -134,6 +145,8 @@ def _add_stream(commands: argparse._SubParsersAction) -> None:
     _training(sub, steps=1_000_000, rate=1e-3, batch=768)  # smaller ones wait for Python, not for the GPU
     sub.add_argument("--scenes", type=int, default=65536, help="scenes in all (default 65536)")
     sub.add_argument("--truth", type=int, default=16384, help="scenes with all maps (default 16384)")
+    words = "framed scenes beside them, for the base's own steps (default 24576; see render)"
+    sub.add_argument("--framed", type=int, default=24576, help=words)
     sub.add_argument("--workers", type=int, default=14, help="processes that make scenes (default 14)")
     _turns(sub, (*TURNS, "base"))
     sub.add_argument("--compile", action="store_true", help="faster steps, after a minute or two")

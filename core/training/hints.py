@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from core.training.data import Scenes, made_of
+from core.training.data import MadeOf, Scenes, made_of
 from core.training.toyworld.objects import all_objects
 from core.training.toyworld.scene import Scene, make_scene
 from core.training.toyworld.sprites import SpriteLibrary
@@ -160,14 +160,15 @@ def found_lines(control: str, image: Image) -> Image:
     return _grey(annotator(image, size=image.shape[:2], resolution=resolution).hint)
 
 
-def _hint_chunk(seeds: list[int], control: str, sprites: Path, size: int, things: int | None) -> Image:
+def _hint_chunk(seeds: list[int], control: str, sprites: Path, size: int, made: MadeOf) -> Image:
     if control not in NEEDS_TRUTH:
         import torch
 
         torch.set_num_threads(1)
-    library = SpriteLibrary.load(sprites, all_objects()[:things])
+    library = SpriteLibrary.load(sprites, all_objects()[: made.things])
     make = HINT_MAKERS[control]
-    scenes = (make_scene(seed, library, size, truth=control in NEEDS_TRUTH) for seed in seeds)
+    truth = control in NEEDS_TRUTH
+    scenes = (make_scene(seed, library, size, truth=truth, framed=made.framed) for seed in seeds)
     return np.stack([make(scene, random.Random(scene.seed)) for scene in scenes])
 
 
@@ -189,14 +190,14 @@ def cache_hints(data: Path, control: str, sprites: Path, *, count: int, workers:
         raise ValueError(f"control is {control!r}: give one of {', '.join(HINT_MAKERS)}.")
     size = Scenes.open(data).images.shape[1]
     which = select(data, control, count)
-    first, things = made_of(data)
-    seeds = [first + i for i in which]
+    made_from = made_of(data)
+    seeds = [made_from.first_seed + i for i in which]
     chunks = [seeds[i : i + 64] for i in range(0, len(seeds), 64)]
     partial_path = data / f"hints_{control}.partial.npy"
     hints: np.memmap | None = None
     done = 0
     with ProcessPoolExecutor(workers) as pool:
-        make = partial(_hint_chunk, control=control, sprites=sprites, size=size, things=things)
+        make = partial(_hint_chunk, control=control, sprites=sprites, size=size, made=made_from)
         work = pool.map(make, chunks)
         for made in tqdm(work, total=len(chunks), desc=f"hints {control}", mininterval=10):
             if hints is None:

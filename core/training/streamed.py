@@ -67,6 +67,10 @@ class Piece:
     people: NDArray[np.int64]
 
 
+def _made_with(truth: bool, framed: bool) -> tuple[str, ...]:
+    return () if framed else DRAWN if truth else OF_ALL
+
+
 def start_worker(library: SpriteLibrary, text: TextConfig) -> None:
     """Get this process ready for ``make_piece``."""
     global _LIBRARY, _TEXT
@@ -76,18 +80,19 @@ def start_worker(library: SpriteLibrary, text: TextConfig) -> None:
         _LIBRARY, _TEXT = library, TextEncoder(text)
 
 
-def make_piece(seeds: Sequence[int], size: int, truth: bool) -> Piece:
-    """Make the scenes of ``seeds``; with ``truth`` all maps, else canny's alone."""
+def make_piece(seeds: Sequence[int], size: int, truth: bool, framed: bool = False) -> Piece:
+    """Make the scenes of ``seeds``; with ``truth`` all maps, else canny's alone, and ``framed`` none."""
     assert _LIBRARY is not None and _TEXT is not None
     images, tokens, people = [], [], []
-    maps: dict[str, list[Image]] = {name: [] for name in (DRAWN if truth else OF_ALL)}
+    maps: dict[str, list[Image]] = {name: [] for name in _made_with(truth, framed)}
     for at, seed in enumerate(seeds):
-        scene = make_scene(seed, _LIBRARY, size, truth=truth)
+        scene = make_scene(seed, _LIBRARY, size, truth=truth, framed=framed)
         rng = random.Random(seed)
         images.append(scene.image)
         captions = [vary_caption(scene.caption, rng) for _ in range(CAPTIONS)]
         tokens.append(_TEXT.tokenize(captions).numpy().astype(np.int32))
-        maps["canny"].append(canny_hint(scene.image, rng))
+        if not framed:
+            maps["canny"].append(canny_hint(scene.image, rng))
         if scene.truth is None:
             continue
         maps["depth"].append(depth_hint(scene, rng))
@@ -123,11 +128,13 @@ class SceneStream:
         *,
         size: int,
         device: torch.device,
+        framed: bool = False,
     ) -> None:
         """Make room for ``count`` scenes of ``size`` pixels, the first ``with_truth`` of them with all maps.
 
-        ``text`` must lie on ``device``.
+        ``text`` must lie on ``device``. ``framed`` scenes, see ``make_scene``, have no maps.
         """
+        self.framed = framed
         self.device, self.text, self.size, self.count = device, text, size, count
         self.with_truth = min(with_truth, count)
         self.library = library
@@ -140,7 +147,7 @@ class SceneStream:
         length = text.config.context_length
         self.tokens = torch.zeros(count, CAPTIONS, length, dtype=torch.int32, device=device)
         self.empty = text.tokenize([""]).to(device)
-        self.maps = {name: self._room(name) for name in DRAWN}
+        self.maps = {name: self._room(name) for name in _made_with(truth=True, framed=framed)}
         self.cached: dict[str, NDArray[np.int64]] = {}  # of maps made before: their scenes, in order
         self.ready = 0
         self.failed: Exception | None = None
@@ -174,7 +181,8 @@ class SceneStream:
         futures = []
         for first in sizes:
             seeds = range(first, min(first + CHUNK, self.count))
-            futures.append(pool.submit(make_piece, seeds, self.size, first < self.with_truth))
+            truth = first < self.with_truth
+            futures.append(pool.submit(make_piece, seeds, self.size, truth, self.framed))
 
         def take() -> None:
             try:

@@ -14,6 +14,7 @@ import torch
 from core.config import ModelConfig, parse_config
 from core.models.unet import UNet
 from core.models.variants import AnyControlNet, control_class
+from core.training.base import FRAMED_SHARE, BaseBatch
 from core.training.export import export_base, export_control
 from core.training.grow import grown
 from core.training.loop import LoopConfig, Trainer
@@ -31,7 +32,8 @@ class StreamedRun:
     """What is trained, from what, on how many scenes.
 
     ``start`` and ``ckpts`` are folders of exported files; ``data`` holds the maps that are not made with the
-    scenes. The first ``with_truth`` of ``scenes`` scenes have all maps. ``export_every`` are minutes.
+    scenes. The first ``with_truth`` of ``scenes`` scenes have all maps. The base's own steps learn from
+    so many ``framed`` scenes too, see ``SceneBatches``. ``export_every`` are minutes.
     """
 
     start: Path
@@ -42,6 +44,7 @@ class StreamedRun:
     scenes: int
     with_truth: int
     workers: int
+    framed: int = 0
     compiled: bool = False
     export_every: float | None = None
 
@@ -85,6 +88,17 @@ def export_all(
         export_control(config, net, ckpts / f"{name}.safetensors", over)
 
 
+def draw_framed(
+    stream: SceneStream, framed: SceneStream | None, size: int, generator: torch.Generator
+) -> BaseBatch:
+    """Draw ``size`` scenes for a step of the base, FRAMED_SHARE of them framed where there are such."""
+    if framed is None:
+        return stream.draw_base(size, generator)
+    few = round(FRAMED_SHARE * size)
+    drawn = framed.draw_base(few, generator), stream.draw_base(size - few, generator)
+    return BaseBatch(torch.cat([part.x_0 for part in drawn]), torch.cat([part.context for part in drawn]))
+
+
 def train_streamed(
     config: ModelConfig, library: SpriteLibrary, run: StreamedRun, loop: LoopConfig, device: torch.device
 ) -> None:
@@ -106,7 +120,13 @@ def train_streamed(
         library, base.vae, text, run.scenes, run.with_truth, size=config.resolution, device=device
     )
     stream.add_cached(run.data, [name for name in names if name not in DRAWN])
-    stream.start(run.workers)
+    framed = None
+    if run.framed:
+        framed = SceneStream(
+            library, base.vae, text, run.framed, 0, size=config.resolution, device=device, framed=True
+        )
+        framed.start(max(1, run.workers // 3))
+    stream.start(max(1, run.workers - (run.workers // 3 if framed else 0)))
     began = time.monotonic()
     exported = [began]
 
@@ -120,6 +140,8 @@ def train_streamed(
             exported[0] = time.monotonic()
 
     stream.wait(4096)
+    if framed is not None:
+        framed.wait(2048)
     log.info("%d scenes after %.0f s", stream.ready, time.monotonic() - began)
     trained = train_together(
         config,
@@ -128,7 +150,7 @@ def train_streamed(
         run.turns,
         loop,
         batch_size=run.batch_size,
-        draw_base=partial(stream.draw_base, run.batch_size) if BASE in run.turns else None,
+        draw_base=partial(draw_framed, stream, framed, run.batch_size) if BASE in run.turns else None,
         nets=nets,
         compiled=run.compiled,
         after_step=after_step,

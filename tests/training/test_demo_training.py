@@ -21,7 +21,15 @@ from core.models.vae import AutoencoderKL
 from core.runtime.device import for_training
 from core.training import data, hints
 from core.training.__main__ import STAGES, _loop, main, parser
-from core.training.base import UNKNOWN_WORD, Denoiser, kept_token_ids, load_text, vary_caption
+from core.training.base import (
+    UNKNOWN_WORD,
+    Denoiser,
+    SceneBatches,
+    kept_token_ids,
+    load_text,
+    open_framed,
+    vary_caption,
+)
 from core.training.control import (
     ControlBatch,
     SceneControlBatches,
@@ -141,6 +149,51 @@ def test_squares_of_latents_are_cut_where_chance_says() -> None:
     assert all(torch.equal(s - s[0, 0, 0], grid[0, :, :4, :4]) for s in squares)
     assert len({float(s[0, 0, 0]) for s in squares}) > 5
     assert dataset.draw(2, torch.Generator(), 8)[1].shape == (2, 2, 8, 8)
+
+
+class _Words:
+    """Stands for a text encoder: the context of a caption is its number."""
+
+    def encode(self, captions: Sequence[str]) -> torch.Tensor:
+        return torch.tensor([float(caption) if caption.isdigit() else -1.0 for caption in captions])
+
+
+def _numbered(first: int, value: float) -> LatentScenes:
+    captions = tuple(str(first + i) for i in range(4))
+    pictures = np.zeros((4, 64, 64, 3), np.uint8)
+    return LatentScenes(torch.full((4, 2, 8, 8), value).half(), Scenes(pictures, captions))
+
+
+def test_four_in_five_of_the_bases_pictures_are_framed_and_all_have_their_own_words() -> None:
+    batches = SceneBatches(_numbered(0, 0.0), _Words(), 10, None, _numbered(50, 1.0))  # type: ignore[arg-type]
+    words: list[float] = []
+    for seed in range(24):
+        batch = batches(torch.Generator().manual_seed(seed))
+        shown = batch.x_0.mean((1, 2, 3))
+        assert shown.tolist() == [0.0] * 2 + [1.0] * 8
+        told = [(float(w), float(s)) for w, s in zip(batch.context, shown, strict=True) if w >= 0]
+        assert all((word >= 50) == (s == 1.0) for word, s in told)
+        words += [word for word, _ in told]
+    assert len(set(words)) == 8
+
+
+def test_without_framed_scenes_all_are_of_the_others() -> None:
+    batch = SceneBatches(_numbered(0, 0.0), _Words(), 3, 32)(torch.Generator())  # type: ignore[arg-type]
+    assert batch.x_0.shape == (3, 2, 4, 4)
+
+
+def test_squares_of_framed_scenes_and_scenes_that_are_not_framed_are_refused(tmp_path: Path) -> None:
+    scenes = _numbered(0, 0.0)
+    with pytest.raises(ValueError, match="leave out --crop, or --framed"):
+        SceneBatches(scenes, _Words(), 3, 32, scenes)  # type: ignore[arg-type]
+    np.save(tmp_path / "latents.npy", np.zeros((1, 2, 8, 8), np.float16))
+    np.save(tmp_path / "images.npy", np.zeros((1, 64, 64, 3), np.uint8))
+    (tmp_path / "captions.json").write_text('["a"]')
+    with pytest.raises(ValueError, match="are not framed: make some with render --framed"):
+        open_framed(tmp_path, torch.device("cpu"))
+    (tmp_path / data.MADE_OF).write_text('{"first_seed": 0, "things": null, "framed": true}')
+    assert open_framed(tmp_path, torch.device("cpu")) is not None
+    assert open_framed(None, torch.device("cpu")) is None
 
 
 def _fill_output(unet: UNet) -> None:
@@ -393,6 +446,11 @@ def test_hints_are_of_the_very_scenes_that_were_rendered(
     pictures = data.Scenes.open(tmp_path).images
     assert pictures.shape == (3, 64, 64, 3)
     np.testing.assert_array_equal(CachedHints.open(tmp_path, "scribble").hints, pictures)
+    data.render(tmp_path / "framed", tmp_path, 3, first_seed=70, size=64, things=20, framed=True, workers=1)
+    hints.cache_hints(tmp_path / "framed", "scribble", tmp_path, count=3, workers=1)
+    framed = data.Scenes.open(tmp_path / "framed").images
+    np.testing.assert_array_equal(CachedHints.open(tmp_path / "framed", "scribble").hints, framed)
+    assert not np.array_equal(framed, pictures)
     data.render(tmp_path / "others", tmp_path, 3, size=64, things=20, workers=1)
     assert not np.array_equal(data.Scenes.open(tmp_path / "others").images, pictures)
 

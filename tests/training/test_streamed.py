@@ -25,7 +25,7 @@ from core.training.export import export_base, export_control
 from core.training.hints import canny_hint, depth_hint, openpose_hint
 from core.training.loop import LoopConfig
 from core.training.streamed import CAPTIONS, CHUNK, SceneStream, make_piece, start_worker
-from core.training.streaming import StreamedRun, train_streamed
+from core.training.streaming import StreamedRun, draw_framed, train_streamed
 from core.training.toyworld.scene import Scene, make_scene
 from core.weights.checkpoint import load_base, load_control
 from tests.training.test_toyworld import LIBRARY
@@ -123,6 +123,24 @@ def test_maps_made_before_count_as_soon_as_their_scenes_are_there(tmp_path: Path
     assert stream.maps["mlsd"].count == 3  # the last one's scene is never made
 
 
+def test_framed_scenes_come_without_maps_and_fill_most_of_the_bases_batches(small: ModelConfig) -> None:
+    vae = AutoencoderKL(small.vae).requires_grad_(False)
+    framed, others = (
+        SceneStream(LIBRARY, vae, _text(small), 8, 0, size=SIDE, device=CPU, framed=alone)
+        for alone in (True, False)
+    )
+    start_worker(LIBRARY, small.text)
+    piece = make_piece(range(8), SIDE, truth=False, framed=True)
+    assert not piece.maps
+    assert np.array_equal(piece.images[3], make_scene(3, LIBRARY, SIDE, framed=True).image)
+    framed._add(piece)
+    others._add(make_piece(range(8), SIDE, truth=False))
+    framed.latents[:], others.latents[:] = 1.0, 0.0
+    batch = draw_framed(others, framed, 10, torch.Generator().manual_seed(0))
+    assert batch.x_0.mean((1, 2, 3)).tolist() == [1.0] * 8 + [0.0] * 2 and len(batch.context) == 10
+    assert not draw_framed(others, None, 4, torch.Generator()).x_0.any()
+
+
 def test_scenes_that_cannot_be_made_end_the_run_with_the_reason(small: ModelConfig) -> None:
     vae = AutoencoderKL(small.vae).requires_grad_(False)
     stream = SceneStream(LIBRARY, vae, _text(small), COUNT, 0, size=16, device=CPU)  # too small a side
@@ -144,7 +162,7 @@ def test_base_and_controls_learn_from_the_stream_and_are_exported_grown(
     large = replace(small, unet=replace(small.unet, level_res_blocks=[1, 2]))
     run = StreamedRun(
         start, ckpts, tmp_path / "maps", ("base", "canny", "mlsd"), batch_size=2, scenes=CHUNK, with_truth=4,
-        workers=1, export_every=0.0,
+        workers=1, framed=CHUNK, export_every=0.0,
     )  # fmt: skip
     train_streamed(
         large, LIBRARY, run, LoopConfig(output=tmp_path / "run", steps=3, warmup=1, muon=True), CPU

@@ -95,6 +95,19 @@ def test_bad_seeds_and_sizes_are_refused() -> None:
         make_scene(0, LIBRARY, 8)
 
 
+def test_a_framed_scene_shows_one_thing_large_in_the_middle_and_never_mirrored() -> None:
+    scenes = [make_scene(seed, LIBRARY, 64, framed=True) for seed in range(200)]
+    for scene in scenes:
+        (thing,) = scene.objects
+        x0, y0, x1, y1 = thing.box
+        assert not thing.flipped and not scene.held_out
+        assert abs((x0 + x1) / 2 - 32) < 4 and max(x1 - x0, y1 - y0) > 32
+        assert 0 <= y0 < y1 <= 63
+    assert len({scene.objects[0].name for scene in scenes}) > 0.2 * len(LIBRARY.specs)
+    assert {scene.place for scene in scenes} == {scene.place for scene in SCENES}
+    assert digest(make_scene(3, LIBRARY, 64, framed=True)) == digest(scenes[3]) != digest(SCENES[3])
+
+
 @pytest.mark.parametrize("place", sorted(PAINTERS))
 def test_every_place_paints_every_pixel_and_says_its_colors(place: str) -> None:
     for seed in range(20):

@@ -18,6 +18,7 @@ FAINT = {"snow": ("white",), "night": ("black",)}  # colours that a place swallo
 PAINTABLE_WEIGHT = 1.8  # with it, about a third of all things are repainted
 PEOPLE_SHARE, SOLIDS_SHARE = 0.22, 0.06  # of all scenes
 PORTRAIT_SHARE = 0.14  # of the scenes with one person
+FRAMED_HEIGHT, FRAMED_WIDTH, FRAMED_FOOT = 0.58, 0.84, 0.80  # of a thing alone in the middle: at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +211,18 @@ def make_plan(
     return _plan_row(chosen, library, place, rng) if len(chosen) > 1 else [
         _plan_one(chosen[0], library, place, rng, large=True)
     ]  # fmt: skip
+
+
+def plan_framed(library: SpriteLibrary, place: Background, rng: random.Random, novel: bool) -> Plan:
+    """Choose one thing and show it alone: in the middle, large, with hardly any play."""
+    choice = _pick(library, place, rng, novel)
+    aspect = choice.aspect(library)
+    height = min(FRAMED_HEIGHT * rng.uniform(0.95, 1.05), FRAMED_WIDTH / aspect)
+    flying = choice.spec.stand == "air" and place.place not in ("studio", "table")
+    low, high = (0.0, 1.0) if flying else place.stand
+    foot = (0.5 + height / 2 if flying else FRAMED_FOOT) + rng.uniform(-0.015, 0.015)
+    foot = min(max(foot, low, height + 0.04), high)
+    return Plan(choice, height, height * aspect, 0.5 + rng.uniform(-0.03, 0.03), foot, flying)
 
 
 def _plan_people(library: SpriteLibrary, place: Background, rng: random.Random, novel: bool) -> list[Plan]:

@@ -11,7 +11,7 @@ from .backgrounds import Background
 from .canvas import Canvas
 from .captions import caption
 from .compose import put, stand
-from .layout import Plan, draw_kind, is_held_out, make_plan
+from .layout import Plan, draw_kind, is_held_out, make_plan, plan_framed
 from .mannequin import Mannequin
 from .objects import PEOPLE_PLACES
 from .places import PAINTERS, PLACE_WEIGHTS
@@ -104,7 +104,9 @@ class Scene:
         return tuple(obj.person.keypoints for obj in self.objects if obj.person is not None)
 
 
-def make_scene(seed: int, library: SpriteLibrary, size: int = 256, truth: bool = False) -> Scene:
+def make_scene(
+    seed: int, library: SpriteLibrary, size: int = 256, truth: bool = False, *, framed: bool = False
+) -> Scene:
     """Make the scene of a seed: the same one wherever, whenever and in whichever order it is asked for.
 
     Args:
@@ -112,6 +114,7 @@ def make_scene(seed: int, library: SpriteLibrary, size: int = 256, truth: bool =
         library: the sprites; other sprites give other scenes.
         size: side in pixels.
         truth: also make the maps of nearness, normals and classes, `Scene.truth`; nothing else changes.
+        framed: show one thing alone, in the middle and never mirrored.
 
     Raises:
         ValueError: a negative seed or a size below 32.
@@ -120,20 +123,26 @@ def make_scene(seed: int, library: SpriteLibrary, size: int = 256, truth: bool =
         raise ValueError(f"seed is {seed} (allowed: 0 and above), size is {size} (allowed: 32 and above)")
     rng = random.Random(seed)
     novel = seed >= EVAL_SEED_BASE and rng.random() < 0.25
-    kind = draw_kind(rng)
+    kind = "sprites" if framed else draw_kind(rng)
     places = [name for name in PAINTERS if library.fitting.get(name)]
     if kind != "sprites":
         places = [name for name in places if name in PEOPLE_PLACES] or places
     name = rng.choices(places, [PLACE_WEIGHTS[p] for p in places])[0]
     place = PAINTERS[name](rng, size, truth)
-    plans = sorted(make_plan(kind, library, place, rng, novel), key=lambda p: (not p.flying, p.foot))
+    if framed:
+        plans = [plan_framed(library, place, rng, novel)]
+    else:
+        plans = sorted(make_plan(kind, library, place, rng, novel), key=lambda p: (not p.flying, p.foot))
     canvas = Canvas(size)
     canvas.image, canvas.terrain = place.image, place.terrain
     standing = [plan.foot for plan in plans if not plan.flying]
     index_map = np.zeros((size, size), np.uint8)
     objects = []
     for depth, plan in enumerate(plans, start=1):
-        objects.append(_paint(canvas, index_map, plan, depth, library, place, rng))
+        mirrored = rng.random() < 0.5 and plan.choice.figure is None  # key points know left from right
+        objects.append(
+            _paint(canvas, index_map, plan, depth, library, place, flipped=mirrored and not framed)
+        )
         if canvas.terrain is not None:
             near = min(standing, default=place.stand[1]) if plan.flying else plan.foot
             _record(canvas.terrain, index_map == depth, plan, objects[-1], library, near)
@@ -178,7 +187,7 @@ def _light(canvas: Canvas, rng: random.Random) -> None:
 
 def _paint(
     canvas: Canvas, index_map: np.ndarray, plan: Plan, depth: int, library: SpriteLibrary, place: Background,
-    rng: random.Random,
+    *, flipped: bool,
 ) -> SceneObject:  # fmt: skip
     """Put one planned thing and its shadow into the picture and say where it is."""
     size, choice = canvas.size, plan.choice
@@ -187,7 +196,6 @@ def _paint(
     person = None
     if isinstance(choice.figure, Mannequin):
         person = _person(choice.figure, box, plan.foot > 1)
-    flipped = rng.random() < 0.5 and choice.figure is None  # the key points know left from right
     stand = "air" if plan.flying else "water" if place.place == "sea" else "ground"
     put(canvas, index_map, choice.picture(library), box, depth,
         flipped=flipped, stand=stand, tint=place.tint, shadow=place.shadow)  # fmt: skip
