@@ -112,7 +112,15 @@ def train_demo_controls(
     The first one's file in ``ckpts`` carries the trunk, the others lie over it. Each goes on from where
     ``carry`` left it beside ``loop.output``, if it did. Where ``turns`` names "base", that learns with them
     and is written too, with the autoencoder of the run "vae" beside ``loop.output``.
+    ``framed`` is a folder of framed scenes for the base's own steps, see ``SceneBatches``.
+
+    Raises:
+        ValueError: there are framed scenes, but "base" has no turns.
     """
+    if framed is not None and BASE not in turns:
+        raise ValueError(
+            "framed scenes are for the base's steps: name base among --turns, or leave out --framed."
+        )
     base = load_denoiser(config, base_run)
     base.text.to(device)
     names = tuple(name for name in dict.fromkeys(turns) if name != BASE)

@@ -120,13 +120,14 @@ def train_streamed(
         library, base.vae, text, run.scenes, run.with_truth, size=config.resolution, device=device
     )
     stream.add_cached(run.data, [name for name in names if name not in DRAWN])
-    framed = None
-    if run.framed:
+    framed, makers = None, 0
+    if run.framed and BASE in run.turns:
+        makers = max(1, run.workers // 3)
         framed = SceneStream(
             library, base.vae, text, run.framed, 0, size=config.resolution, device=device, framed=True
         )
-        framed.start(max(1, run.workers // 3))
-    stream.start(max(1, run.workers - (run.workers // 3 if framed else 0)))
+        framed.start(makers)
+    stream.start(max(1, run.workers - makers))
     began = time.monotonic()
     exported = [began]
 

@@ -196,6 +196,13 @@ def test_squares_of_framed_scenes_and_scenes_that_are_not_framed_are_refused(tmp
     assert open_framed(None, torch.device("cpu")) is None
 
 
+def test_framed_scenes_without_a_turn_of_the_base_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["controls", "--turns", "canny", "--framed", str(tmp_path), "--runs", str(tmp_path)]) == 1
+    assert "name base among --turns, or leave out --framed" in capsys.readouterr().err
+
+
 def _fill_output(unet: UNet) -> None:
     """Undo the zero start of the last convolution, which would hide every difference."""
     last = unet.out[2]
