@@ -21,7 +21,7 @@ from core.models.vae import AutoencoderKL
 from core.training import feedback
 from core.training.base import Denoiser
 from core.training.data import cache_latents
-from core.training.detectors.critics import JUDGES
+from core.training.detectors.critics import JUDGES, lines_missed
 from core.training.export import export_base, export_control
 from core.training.feedback import STEPS, Samples, drawn_late, train_feedback
 from core.training.loop import LoopConfig
@@ -126,6 +126,45 @@ def test_a_drawing_is_judged_late_and_only_its_last_step_learns(config: ModelCon
         assert learning == [False] * (len(seen) - 2) + [True, False]  # the last with the caption
         assert made.requires_grad and 3 <= steps <= STEPS
         assert seen == sorted(seen, reverse=True) and seen[0] == artist.criterion.timesteps - 1
+
+
+def _line_maps(*centres: tuple[int, int, float, float]) -> Tensor:
+    """M-LSD's maps (1, 9, 32, 32) with level lines: x, y, half the length, and how sure."""
+    maps = torch.zeros(1, 9, 32, 32)
+    maps[:, 0] = -10.0
+    for x, y, half, sure in centres:
+        maps[0, 0, y, x] = sure
+        maps[0, 1:5, y, x] = torch.tensor([-half, 0.0, half, 0.0])
+    return maps
+
+
+def test_a_line_counts_as_the_apps_threshold_sees_it() -> None:
+    lines = (8, 8, 6, 2.0), (20, 20, 3, 1.0)
+    wanted = _line_maps(*lines)
+    same = lines_missed(wanted, wanted)
+    surer = lines_missed(_line_maps((8, 8, 6, 5.0), (20, 20, 3, 5.0)), wanted)
+    nearby = lines_missed(_line_maps((9, 8, 6, 2.0), (20, 19, 3, 1.0)), wanted)
+    short_missed = lines_missed(_line_maps((8, 8, 6, 2.0), (20, 20, 3, -6.0)), wanted)
+    long_missed = lines_missed(_line_maps((8, 8, 6, -6.0), (20, 20, 3, 1.0)), wanted)
+    one_more = lines_missed(_line_maps(*lines, (26, 6, 5, 2.0)), wanted)
+    doubted = lines_missed(_line_maps(*lines, (26, 6, 5, -6.0)), wanted)
+    turned = lines_missed(wanted * torch.tensor([1.0, -1, 1, -1, 1, 1, 1, 1, 1])[:, None, None], wanted)
+    assert surer < same < nearby < short_missed < long_missed
+    assert doubted == same
+    assert min(one_more, turned) > same
+
+
+def test_a_missed_line_pulls_at_the_map_and_each_picture_counts_alike() -> None:
+    few, many = _line_maps((8, 8, 6, 2.0)), _line_maps((8, 8, 6, 2.0), (20, 20, 8, 2.0), (8, 24, 8, 2.0))
+    nothing = _line_maps()
+    found = torch.cat([nothing, many]).requires_grad_()
+    loss = lines_missed(found, torch.cat([few, many]))
+    apart = [lines_missed(nothing, few), lines_missed(many, many)]
+    assert torch.allclose(loss, torch.stack(apart).mean())
+    loss.backward()
+    assert found.grad is not None and found.grad.isfinite().all()
+    assert found.grad[0, 0, 7:10, 7:10].sum() < 0
+    assert lines_missed(nothing, nothing) == 0
 
 
 def test_samples_keep_scene_hint_and_latents_together(config: ModelConfig, tmp_path: Path) -> None:

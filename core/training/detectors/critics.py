@@ -5,6 +5,7 @@ Source of distances of features: Johnson et al. 2016 (arXiv 1603.08155) and Zhan
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
@@ -33,6 +34,10 @@ HED_WIDTHS = tuple(width for _, width, _ in CHANNELS[:HED_BLOCKS])  # of their f
 FARTHEST = 20  # pixels of M-LSD's maps: an end that is farther off is no worse
 FEW_LINES = 4  # are always counted as there, so that a picture without any does not weigh endlessly
 LINES_WEIGHT = 2.0  # of what M-LSD says, beside each of the features
+SURE = math.log(0.1 / 0.9)  # what the apps' threshold for lines is in M-LSD's maps
+MARGIN = 1.0  # by which a line should be surer than that, and what is none less sure
+NEAR = 2  # pixels of M-LSD's maps: a centre so close to a true one is no line too many
+FEW_PIXELS = 20.0  # of lines are always counted as there
 POSE_WEIGHT = 50.0  # its maps are nearly everywhere 0
 
 
@@ -186,14 +191,37 @@ def _distance(found: list[Tensor], wanted: list[Tensor]) -> Tensor:
     return torch.stack(shares).sum()
 
 
+def lines_missed(found: Tensor, wanted: Tensor) -> Tensor:
+    """Return by how much the apps' threshold misses lines, or passes what is none.
+
+    Both are M-LSD's maps (B, 9, h, w). A line is a centre that is the surest about it, as the apps read it,
+    and counts by its length; each picture counts alike. Where the lines end counts too.
+    """
+    found, wanted = found.float(), wanted.float()
+    sure, truly = found[:, :1], wanted[:, :1]
+    best = F.max_pool2d(sure, 3, stride=1, padding=1)
+    lines = _lengths(wanted) * (F.max_pool2d(truly, 3, stride=1, padding=1) == truly) * (truly > SURE)
+    none = F.max_pool2d(truly, 2 * NEAR + 1, stride=1, padding=NEAR) < SURE
+    others = _lengths(found).detach() * (none & (best == sure) & (sure > SURE - MARGIN))
+    ways = (found[:, 1:5] - wanted[:, 1:5]).abs().clamp(max=FARTHEST).mean(dim=1, keepdim=True)
+    wrong = lines * (F.softplus(SURE + MARGIN - best) + ways / FARTHEST)
+    wrong = wrong + others * F.softplus(sure - SURE + MARGIN)
+    return (wrong.sum(dim=(1, 2, 3)) / (lines.sum(dim=(1, 2, 3)) + FEW_PIXELS)).mean()
+
+
+def _lengths(maps: Tensor) -> Tensor:
+    """Return the length (B, 1, h, w) of the line at each place, in pixels of the maps."""
+    return (maps[:, 1:3] - maps[:, 3:5]).square().sum(dim=1, keepdim=True).sqrt()
+
+
 def line_judge(side: int, device: torch.device) -> Judge:
-    """Return what tells how differently M-LSD sees lines in two pictures."""
+    """Return what tells how many lines that M-LSD sees in the true picture it misses in the other."""
     critic = LineCritic().to(device)
 
     def judge(made: Tensor, true: Tensor, hints: NDArray[np.uint8]) -> Tensor:
         with torch.no_grad():
             wanted = critic.see(true)[-1]
-        return critic.lines_apart(critic.see(made)[-1], wanted)
+        return lines_missed(critic.see(made)[-1], wanted)
 
     return judge
 
