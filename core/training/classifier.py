@@ -1,6 +1,7 @@
 """A small network that names the thing in a picture: it judges whether the demo model draws what it is told.
 
-It learns from the sprites alone, pasted on the toy world's places: never from what a model has drawn.
+It learns from the sprites alone, pasted on the toy world's places: never from what a model has drawn. They
+are bent, blotched and blurred, so that it names what is drawn softly too, as people do.
 """
 
 from __future__ import annotations
@@ -27,9 +28,13 @@ from core.training.toyworld.scene import EVAL_SEED_BASE, Scene, make_scene
 from core.training.toyworld.sprites import SpriteLibrary
 
 Image = NDArray[np.uint8]
-SIDE = 64  # px: of what the network sees
+SIDE = 96  # px: of what the network sees
 WIDTHS = (32, 64, 128, 256)
-STEPS = 4000  # of 64 sprites: two to four minutes
+STEPS = 4000  # of 64 sprites: four to eight minutes
+HEIGHTS = (0.15, 0.85)  # of a thing, as shares of the picture's
+BEND = 0.05  # by how much of its size a thing is bent at most, about
+BLOTCH = 0.2  # how much lighter or darker parts of it are at most, about
+BLUR = 1.5  # px, at most
 NORM_BATCHES = 20  # from which the normalisations' means are taken in the end
 PLACES = 256  # pictures of places, on which all sprites are pasted
 
@@ -52,7 +57,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(channels, len(self.names))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits (B, names) of pictures (B, 3, 64, 64) in [-1, 1]."""
+        """Return logits (B, names) of pictures (B, 3, SIDE, SIDE) in [-1, 1]."""
         features: Tensor = self.features(x)
         logits: Tensor = self.head(features.amax((2, 3)))
         return logits
@@ -66,28 +71,44 @@ class Classifier(nn.Module):
 
 
 def places(rng: random.Random) -> list[Image]:
-    """Return pictures (64, 64, 3) uint8 of all kinds of places."""
+    """Return pictures (SIDE, SIDE, 3) uint8 of all kinds of places."""
     painters = list(PAINTERS.values())
     return [painters[i % len(painters)](rng, SIDE, False).image for i in range(PLACES)]
 
 
 def pasted(library: SpriteLibrary, grounds: Sequence[Image], rng: random.Random) -> tuple[Image, int]:
-    """Return a sprite, at times repainted, on a place, (64, 64, 3) uint8, and its number in the library."""
+    """Return a sprite, at times repainted, on a place, (SIDE, SIDE, 3) uint8, and its number there."""
     number = rng.randrange(len(library.specs))
     spec = library.specs[number]
     color = rng.choice([word for word in SHIFT_COLORS if word != spec.color]) if spec.shift else None
     sprite = library.sprite(spec.name, color if rng.random() < 0.6 else None)
     image = rng.choice(grounds).copy()
-    height = min(rng.uniform(0.3, 0.85), 0.95 / sprite.aspect)
+    height = min(rng.uniform(*HEIGHTS), 0.95 / sprite.aspect)
     size = max(4, round(height * SIDE * sprite.aspect)), max(4, round(height * SIDE))
-    drawn = sprite.at(*size).astype(np.float32)
+    drawn = as_from_memory(sprite.at(*size).astype(np.float32), rng)
     if rng.random() < 0.5:
         drawn = drawn[:, ::-1]
     x, y = (rng.randint(0, SIDE - side) for side in size)
     under = image[y : y + size[1], x : x + size[0]]
     mixed = drawn[..., :3] + under * (1 - drawn[..., 3:] / 255)
     under[:] = np.rint(mixed).clip(0, 255).astype(np.uint8)
+    if rng.random() < 0.5:
+        image = np.asarray(cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, BLUR)), np.uint8)
     return photographed(image, rng), number
+
+
+def as_from_memory(drawn: NDArray[np.float32], rng: random.Random) -> NDArray[np.float32]:
+    """Bend and blotch a thing (h, w, 4), colours times alpha in [0, 255], as chance has it."""
+    height, width = drawn.shape[:2]
+    noise = np.random.default_rng(rng.getrandbits(32))
+    coarse = noise.normal(size=(4, 4, 5)).astype(np.float32) * rng.random()
+    smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    far = BEND * max(height, width)
+    bent = cv2.remap(drawn, x + far * smooth[..., 0], y + far * smooth[..., 1], cv2.INTER_LINEAR)
+    bent[..., :3] *= np.clip(1 + BLOTCH * smooth[..., 2:], 0, None)
+    bent[..., :3] = np.minimum(bent[..., :3], bent[..., 3:])
+    return np.asarray(bent, np.float32)
 
 
 def train_classifier(
@@ -132,7 +153,7 @@ def load_or_train(
 ) -> Classifier:
     """Return the classifier for this library's things; do what its training in ``runs`` still lacks."""
     loop = LoopConfig(
-        output=runs / f"classifier_{len(library.specs)}",
+        output=runs / f"classifier_{len(library.specs)}_{SIDE}",
         steps=STEPS,
         minutes=minutes,
         learning_rate=3e-3,

@@ -17,7 +17,15 @@ from core.loading import load_pipeline
 from core.pipeline import ControlNetPipeline
 from core.request import Request
 from core.training import evaluate as evaluation
-from core.training.classifier import SIDE, Classifier, accuracy, pasted, places, single_things
+from core.training.classifier import (
+    SIDE,
+    Classifier,
+    accuracy,
+    as_from_memory,
+    pasted,
+    places,
+    single_things,
+)
 from core.training.detectors import measures
 from core.training.evaluate import evaluate, starts_as_nothing
 from core.training.evaluate_controls import Drawn, obedience
@@ -155,6 +163,18 @@ def test_the_judge_sees_one_thing_of_the_library_on_a_place() -> None:
     assert not any(np.array_equal(picture, ground) for ground in grounds)
     again, same = pasted(LIBRARY, grounds, random.Random(3))
     assert same == number and np.array_equal(picture, again)
+
+
+def test_a_thing_from_memory_is_bent_and_blotched_but_the_same_thing() -> None:
+    sprite = LIBRARY.sprite(LIBRARY.specs[0].name).at(40, 60).astype(np.float32)
+    bent = [as_from_memory(sprite, random.Random(seed)) for seed in (1, 1, 2)]
+    assert np.array_equal(bent[0], bent[1])
+    assert not np.array_equal(bent[0], bent[2])
+    for thing in bent:
+        assert thing.shape == sprite.shape
+        assert (thing[..., :3] >= 0).all() and (thing[..., :3] <= thing[..., 3:]).all()
+        there, was = thing[..., 3] > 127, sprite[..., 3] > 127
+        assert (there & was).sum() > 0.7 * (there | was).sum()
 
 
 def test_the_judge_is_right_when_it_names_the_thing_of_the_scene() -> None:
