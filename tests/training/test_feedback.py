@@ -34,7 +34,12 @@ def _scenes(folder: Path, config: ModelConfig, control: str) -> None:
     rng = np.random.default_rng(0)
     coarse = rng.uniform(0, 255, (4, 8, 8, 3))
     large = [cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC) for picture in coarse]
-    np.save(folder / "images.npy", np.clip(large, 0, 255).astype(np.uint8))
+    images = np.clip(large, 0, 255).astype(np.uint8)
+    if control == "mlsd":
+        for picture in images:  # there are no lines in blurs
+            cv2.rectangle(picture, (10, 14), (54, 50), (255, 255, 255), -1)
+            cv2.rectangle(picture, (10, 14), (54, 50), (0, 0, 0), 2)
+    np.save(folder / "images.npy", images)
     (folder / "captions.json").write_text(json.dumps(["a", "b", "c", "d"]))
     cache_latents(AutoencoderKL(config.vae), folder)
     maps = rng.integers(0, 2, (2, SIDE, SIDE), np.uint8) * 255
