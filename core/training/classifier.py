@@ -30,7 +30,7 @@ from core.training.toyworld.sprites import SpriteLibrary
 Image = NDArray[np.uint8]
 SIDE = 96  # px: of what the network sees
 WIDTHS = (32, 64, 128, 256)
-STEPS = 4000  # of 64 sprites: four to eight minutes
+STEPS = 4000  # of 64 sprites: three to seven minutes
 HEIGHTS = (0.15, 0.85)  # of a thing, as shares of the picture's
 BEND = 0.05  # by how much of its size a thing is bent at most, about
 BLOTCH = 0.2  # how much lighter or darker parts of it are at most, about

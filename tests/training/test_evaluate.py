@@ -16,6 +16,7 @@ from core.errors import NumericalError, WeightsMissing
 from core.loading import load_pipeline
 from core.pipeline import ControlNetPipeline
 from core.request import Request
+from core.training import classifier
 from core.training import evaluate as evaluation
 from core.training.classifier import (
     SIDE,
@@ -175,6 +176,20 @@ def test_a_thing_from_memory_is_bent_and_blotched_but_the_same_thing() -> None:
         assert (thing[..., :3] >= 0).all() and (thing[..., :3] <= thing[..., 3:]).all()
         there, was = thing[..., 3] > 127, sprite[..., 3] > 127
         assert (there & was).sum() > 0.7 * (there | was).sum()
+
+
+def test_bending_moves_a_thing_and_blotches_change_its_colours_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    sprite = LIBRARY.sprite(LIBRARY.specs[0].name).at(40, 60).astype(np.float32)
+    sprite[..., :3] = np.minimum(sprite[..., :3], sprite[..., 3:])
+    monkeypatch.setattr(classifier, "BEND", 0.0)
+    blotched = as_from_memory(sprite, random.Random(1))
+    assert np.array_equal(blotched[..., 3], sprite[..., 3])
+    assert not np.array_equal(blotched, sprite)
+    monkeypatch.setattr(classifier, "BLOTCH", 0.0)
+    assert np.array_equal(as_from_memory(sprite, random.Random(1)), sprite)
+    monkeypatch.undo()
+    monkeypatch.setattr(classifier, "BLOTCH", 0.0)
+    assert not np.array_equal(as_from_memory(sprite, random.Random(1))[..., 3], sprite[..., 3])
 
 
 def test_the_judge_is_right_when_it_names_the_thing_of_the_scene() -> None:
