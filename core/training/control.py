@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from core.config import ModelConfig
@@ -91,13 +92,7 @@ class SceneControlBatches:
         """Draw one batch."""
         latents = self.dataset.latents
         rng = random.Random(int(torch.randint(2**31, (1,), generator=generator)))
-        if self.cached is None:
-            which = torch.randint(len(latents), (self.size,), generator=generator).numpy()
-            hints = [canny_hint(self.dataset.scenes.images[i], rng) for i in which]
-        else:
-            usable = int((self.cached.scenes < len(latents)).sum())
-            rows = torch.randint(usable, (self.size,), generator=generator).numpy()
-            which, hints = self.cached.scenes[rows], [self.cached.hints[i] for i in rows]
+        which, hints = self.some(self.size, generator, rng)
         captions = varied_captions([self.dataset.scenes.captions[i] for i in which], generator)
         captions = ["" if rng.random() < EMPTY_PROMPTS else caption for caption in captions]
         cut, maps = [], []
@@ -112,6 +107,18 @@ class SceneControlBatches:
         pictures = torch.from_numpy(np.stack(maps)).to(self.device)
         hint_tensor = pictures.permute(0, 3, 1, 2).float().div_(255.0)
         return ControlBatch(torch.stack(cut).float(), context, hint_tensor)
+
+    def some(
+        self, count: int, generator: torch.Generator, rng: random.Random
+    ) -> tuple[NDArray[np.int64], list[NDArray[np.uint8]]]:
+        """Draw the numbers (count,) of scenes that have latents, and their hints, each (H, W[, 3])."""
+        latents = self.dataset.latents
+        if self.cached is None:
+            which = torch.randint(len(latents), (count,), generator=generator).numpy()
+            return which, [canny_hint(self.dataset.scenes.images[i], rng) for i in which]
+        usable = int((self.cached.scenes < len(latents)).sum())
+        rows = torch.randint(usable, (count,), generator=generator).numpy()
+        return self.cached.scenes[rows], [self.cached.hints[i] for i in rows]
 
 
 def trained_over(net: AnyControlNet, name: str) -> bool:

@@ -277,7 +277,7 @@ def test_every_command_there_is_runs_something() -> None:
 
 
 @pytest.mark.parametrize(
-    "stage", ["decoder", "base", "control", "controls", "feedback", "stream", "detector"]
+    "stage", ["decoder", "base", "control", "controls", "namer", "feedback", "stream", "detector"]
 )
 def test_what_trains_takes_a_seed(stage: str) -> None:
     needed = {"feedback": ["--control", "mlsd"], "detector": ["--detector", "depth"]}.get(stage, [])
