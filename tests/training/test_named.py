@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -185,7 +186,7 @@ def test_one_step_of_a_drawing_learns_from_its_names(
     times: list[tuple[int, bool]] = []
     forward = unet.forward
 
-    def counting(x: Tensor, t: Tensor, *rest: Tensor) -> Tensor:
+    def counting(x: Tensor, t: Tensor, *rest: Any) -> Tensor:
         times.append((int(t[0]), torch.is_grad_enabled()))
         return forward(x, t, *rest)
 
