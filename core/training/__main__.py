@@ -14,7 +14,7 @@ from core.errors import SuiteError
 from core.training import variants_cli
 from core.training.allocator import keep_freed_memory
 from core.training.controlnet_cli import add_commands, run_command
-from core.training.demo_cli import CKPTS, NAMER, RUNS, add_stages
+from core.training.demo_cli import CKPTS, RUNS, add_stages
 
 if TYPE_CHECKING:
     import torch
@@ -98,13 +98,6 @@ def _hints(args: argparse.Namespace, config: ModelConfig) -> None:
     from core.training.toyworld.sprites import default_cache_dir
 
     cache_hints(args.data, args.control, default_cache_dir(), count=args.count, workers=args.workers)
-
-
-def _names(args: argparse.Namespace, config: ModelConfig) -> None:
-    from core.training.namer import cache_names
-    from core.training.toyworld.sprites import default_cache_dir
-
-    cache_names(args.data, default_cache_dir(), workers=args.workers)
 
 
 def _encoder(args: argparse.Namespace, config: ModelConfig) -> None:
@@ -195,17 +188,9 @@ def _controls(args: argparse.Namespace, config: ModelConfig) -> None:
         ckpts=args.ckpts,
         crop=args.crop,
         framed=args.framed,
-        named=args.named,
-        drawings=args.drawings,
+        close=args.close,
         device=_device(args),
     )
-
-
-def _namer(args: argparse.Namespace, config: ModelConfig) -> None:
-    from core.training.demo import train_demo_namer
-
-    folders = [args.data] if args.framed is None else [args.data, args.framed]
-    train_demo_namer(folders, _loop(args, NAMER), batch_size=args.batch, device=_device(args))
 
 
 def _feedback(args: argparse.Namespace, config: ModelConfig) -> None:
@@ -313,7 +298,6 @@ def _evaluate(args: argparse.Namespace, config: ModelConfig) -> None:
 STAGES: dict[str, Callable[[argparse.Namespace, ModelConfig], None]] = {
     "render": _render,
     "hints": _hints,
-    "names": _names,
     "encoder": _encoder,
     "latents": _latents,
     "decoder": _decoder,
@@ -322,7 +306,6 @@ STAGES: dict[str, Callable[[argparse.Namespace, ModelConfig], None]] = {
     "base": _base,
     "control": _control,
     "controls": _controls,
-    "namer": _namer,
     "feedback": _feedback,
     "stream": _stream,
     "detector": _detector,

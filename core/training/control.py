@@ -13,17 +13,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from core.config import ModelConfig
+from core.images import SIZE_MULTIPLE
 from core.models.text_encoder import TextEncoder
 from core.models.unet import UNet
 from core.models.variants import AnyControlNet, control_class
 from core.runtime.device import CPU, autocast, for_training, training_attention
 from core.training.base import varied_captions
-from core.training.data import LatentScenes
+from core.training.data import LatentScenes, shown_things
 from core.training.diffusion import DiffusionLoss, draw
 from core.training.hints import CONTROLS, HINT_MAKERS, CachedHints, canny_hint
 from core.training.loop import LoopConfig, Trainer
 from core.training.start import load_start
 
+CLOSE_SHARE = 0.5  # of a control's batches, where there are close ones
 EMPTY_PROMPTS = 0.3  # so that the ControlNet learns to read the hint without being told what it shows
 
 
@@ -57,6 +59,44 @@ def control_loss(
     return criterion(prediction, batch.x_0, noise, t)
 
 
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Squares of scenes that show a thing from near by: ``size`` a batch, of ``side`` pixels.
+
+    ``shown`` (N, h, w) tells which places of the scenes show a thing.
+    """
+
+    size: int
+    side: int
+    shown: NDArray[np.bool_]
+
+    def corner(self, scene: int, whole: int, part: int, rng: random.Random) -> tuple[int, int]:
+        """Return row and column where a square of ``part`` latents a side begins, of a scene's ``whole``.
+
+        One of the places with a thing, where there are some, is somewhere in it.
+        """
+        places = np.argwhere(self.shown[scene])
+        if not len(places):
+            return rng.randint(0, whole - part), rng.randint(0, whole - part)
+        scale = whole / self.shown.shape[1]
+        y, x = (int((place + 0.5) * scale) for place in places[rng.randrange(len(places))])
+        row, column = (rng.randint(max(0, at - part + 1), min(at, whole - part)) for at in (y, x))
+        return row, column
+
+
+def close_squares(data: Path, scenes: LatentScenes, batch_size: int, side: int) -> Close:
+    """Return squares of ``side`` pixels of the scenes in ``data``, as many as hold a batch's pixels.
+
+    Raises:
+        ValueError: ``side`` is no multiple of what the networks reduce, or larger than the scenes.
+        FileNotFoundError: the scenes are of an earlier render.
+    """
+    whole = scenes.scenes.images.shape[1]
+    if side % SIZE_MULTIPLE or not 0 < side <= whole:
+        raise ValueError(f"--close is {side}: give a multiple of {SIZE_MULTIPLE} pixels, at most {whole}.")
+    return Close(batch_size * whole**2 // side**2, side, shown_things(data))
+
+
 class SceneControlBatches:
     """Draws batches of latents, captions and hints: cached ones, or edges made anew for "canny".
 
@@ -71,11 +111,13 @@ class SceneControlBatches:
         size: int,
         crop: int | None = None,
         scenes: LatentScenes | None = None,
+        close: Close | None = None,
     ) -> None:
         """Read the cached scenes of ``data`` for the ControlNet ``control``, ``size`` samples a batch.
 
         ``crop`` trains on random squares of so many pixels, a multiple of the autoencoder's factor.
         ``scenes`` are those of ``data``, where they are open: several controls need their latents once.
+        With ``close`` half of the batches are of squares that show a thing from near by.
         """
         if control not in CONTROLS:
             raise ValueError(f"control is {control!r}: give one of {', '.join(CONTROLS)}.")
@@ -83,7 +125,7 @@ class SceneControlBatches:
         self.dataset = LatentScenes.open(data, self.device) if scenes is None else scenes
         self.text = text
         self.cached = CachedHints.open(data, control) if control in HINT_MAKERS else None
-        self.size = size
+        self.size, self.close = size, close
         side, cells = self.dataset.scenes.images.shape[1], self.dataset.latents.shape[-1]
         self.factor = side // cells
         self.cells = cells if crop is None else crop // self.factor
@@ -92,14 +134,25 @@ class SceneControlBatches:
         """Draw one batch."""
         latents = self.dataset.latents
         rng = random.Random(int(torch.randint(2**31, (1,), generator=generator)))
-        which, hints = self.some(self.size, generator, rng)
+        near = self.close if self.close is not None and rng.random() < CLOSE_SHARE else None
+        size, cells = (self.size, self.cells) if near is None else (near.size, near.side // self.factor)
+        if self.cached is None:
+            which = torch.randint(len(latents), (size,), generator=generator).numpy()
+            hints = [canny_hint(self.dataset.scenes.images[i], rng) for i in which]
+        else:
+            usable = int((self.cached.scenes < len(latents)).sum())
+            rows = torch.randint(usable, (size,), generator=generator).numpy()
+            which, hints = self.cached.scenes[rows], [self.cached.hints[i] for i in rows]
         captions = varied_captions([self.dataset.scenes.captions[i] for i in which], generator)
         captions = ["" if rng.random() < EMPTY_PROMPTS else caption for caption in captions]
         cut, maps = [], []
         for i, hint in zip(which, hints, strict=True):
-            y, x = (rng.randint(0, latents.shape[-1] - self.cells) for _ in range(2))
-            cut.append(latents[i][:, y : y + self.cells, x : x + self.cells])
-            rows_px, columns_px = (slice(a * self.factor, (a + self.cells) * self.factor) for a in (y, x))
+            if near is None:
+                y, x = (rng.randint(0, latents.shape[-1] - cells) for _ in range(2))
+            else:
+                y, x = near.corner(int(i), latents.shape[-1], cells, rng)
+            cut.append(latents[i][:, y : y + cells, x : x + cells])
+            rows_px, columns_px = (slice(a * self.factor, (a + cells) * self.factor) for a in (y, x))
             part = hint[rows_px, columns_px]
             maps.append(part if part.ndim == 3 else np.repeat(part[:, :, None], 3, axis=2))
         with torch.no_grad(), autocast(self.device.type):
@@ -107,18 +160,6 @@ class SceneControlBatches:
         pictures = torch.from_numpy(np.stack(maps)).to(self.device)
         hint_tensor = pictures.permute(0, 3, 1, 2).float().div_(255.0)
         return ControlBatch(torch.stack(cut).float(), context, hint_tensor)
-
-    def some(
-        self, count: int, generator: torch.Generator, rng: random.Random
-    ) -> tuple[NDArray[np.int64], list[NDArray[np.uint8]]]:
-        """Draw the numbers (count,) of scenes that have latents, and their hints, each (H, W[, 3])."""
-        latents = self.dataset.latents
-        if self.cached is None:
-            which = torch.randint(len(latents), (count,), generator=generator).numpy()
-            return which, [canny_hint(self.dataset.scenes.images[i], rng) for i in which]
-        usable = int((self.cached.scenes < len(latents)).sum())
-        rows = torch.randint(usable, (count,), generator=generator).numpy()
-        return self.cached.scenes[rows], [self.cached.hints[i] for i in rows]
 
 
 def trained_over(net: AnyControlNet, name: str) -> bool:

@@ -28,14 +28,18 @@ log = logging.getLogger(__name__)
 
 REDRAWN = "redrawn.npz"
 MADE_OF = "made_of.json"
+THINGS = "things.npy"
+PLACE = 16  # px: of a place that is known to show a thing or not
 
 
 def _render_chunk(
     seeds: Sequence[int], sprites: Path, size: int, things: int | None, framed: bool
-) -> tuple[NDArray[np.uint8], list[str]]:
+) -> tuple[NDArray[np.uint8], list[str], NDArray[np.bool_]]:
     library = SpriteLibrary.load(sprites, all_objects()[:things])
     scenes = [make_scene(seed, library, size, framed=framed) for seed in seeds]
-    return np.stack([scene.image for scene in scenes]), [scene.caption for scene in scenes]
+    middles = slice(PLACE // 2, None, PLACE)
+    shown = np.stack([scene.index_map[middles, middles] > 0 for scene in scenes])
+    return np.stack([scene.image for scene in scenes]), [scene.caption for scene in scenes], shown
 
 
 def render(
@@ -52,23 +56,27 @@ def render(
     """Write ``count`` scenes to ``output``: images.npy (count, size, size, 3) uint8 RGB and captions.json.
 
     ``things`` limits the scenes to the first so many rows of objects.csv, beside people and solids;
-    ``framed`` ones show one thing each, see ``make_scene``. What makes the scenes again goes to made_of.json.
+    ``framed`` ones show one thing each, see ``make_scene``. What makes the scenes again goes to made_of.json,
+    and which places, squares of PLACE pixels, show a thing in their middle, to things.npy.
     """
     output.mkdir(parents=True, exist_ok=True)
     partial_path = output / "images.partial.npy"
     images = np.lib.format.open_memmap(partial_path, mode="w+", dtype=np.uint8, shape=(count, size, size, 3))
     captions: list[str] = []
+    shown: list[NDArray[np.bool_]] = []
     seeds = range(first_seed, first_seed + count)
     chunks = [seeds[i : i + 128] for i in range(0, count, 128)]
     with ProcessPoolExecutor(workers) as pool:
         work = pool.map(
             partial(_render_chunk, sprites=sprites, size=size, things=things, framed=framed), chunks
         )
-        for pictures, words in tqdm(work, total=len(chunks), desc="render", mininterval=10):
+        for pictures, words, places in tqdm(work, total=len(chunks), desc="render", mininterval=10):
             images[len(captions) : len(captions) + len(words)] = pictures
             captions += words
+            shown.append(places)
     images.flush()
     (output / "captions.json").write_text(json.dumps(captions, ensure_ascii=False, indent=0))
+    np.save(output / THINGS, np.concatenate(shown))
     (output / MADE_OF).write_text(json.dumps({"first_seed": first_seed, "things": things, "framed": framed}))
     os.replace(partial_path, output / "images.npy")
 
@@ -87,6 +95,20 @@ def made_of(folder: Path) -> MadeOf:
     if not (folder / MADE_OF).exists():
         return MadeOf()
     return MadeOf(**json.loads((folder / MADE_OF).read_text()))
+
+
+def shown_things(folder: Path) -> NDArray[np.bool_]:
+    """Return which places of the scenes in ``folder`` show a thing, (N, size / PLACE, size / PLACE).
+
+    Raises:
+        FileNotFoundError: with the command that renders scenes with it.
+    """
+    if not (folder / THINGS).exists():
+        raise FileNotFoundError(
+            f"{folder / THINGS} is not there: the scenes are of an earlier render. "
+            f"Run: python -m core.training render --data {folder}"
+        )
+    return np.asarray(np.load(folder / THINGS), np.bool_)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,14 +15,11 @@ from core.models.vae import AutoencoderKL
 from core.runtime.device import CPU
 from core.training.adversary import ADVERSARY
 from core.training.base import START, Denoiser, SceneBatches, load_text, open_framed
-from core.training.control import SceneControlBatches, train_control
+from core.training.control import SceneControlBatches, close_squares, train_control
 from core.training.data import LatentScenes, cache_latents
-from core.training.demo_cli import NAMER
 from core.training.export import export_base, export_control, load_average
 from core.training.hints import CONTROLS
 from core.training.loop import LoopConfig
-from core.training.named import NamedScenes, Naming
-from core.training.namer import load_namer, open_names, train_namer
 from core.training.start import begin_with, carry, load_start
 from core.training.together import BASE, train_together
 from core.training.toyworld.sprites import SpriteLibrary
@@ -108,8 +105,7 @@ def train_demo_controls(
     ckpts: Path,
     crop: int | None = None,
     framed: Path | None = None,
-    named: Sequence[str] = (),
-    drawings: int = 8,
+    close: int | None = None,
     device: torch.device = CPU,
 ) -> None:
     """Train the ControlNets that ``turns`` names on the trained base, with one trunk, and write them.
@@ -117,15 +113,12 @@ def train_demo_controls(
     The first one's file in ``ckpts`` carries the trunk, the others lie over it. Each goes on from where
     ``carry`` left it beside ``loop.output``, if it did. Where ``turns`` names "base", that learns with them
     and is written too, with the autoencoder of the run "vae" beside ``loop.output``.
-    ``framed`` is a folder of framed scenes for the base's own steps, see ``SceneBatches``. In the turns that
-    are ``named`` so many ``drawings`` are judged by names, too, see ``Naming``.
+    ``framed`` is a folder of framed scenes for the base's own steps, see ``SceneBatches``. ``close`` makes
+    half of the controls' batches squares of so many pixels, see ``Close``.
 
     Raises:
-        ValueError: there are framed scenes, but "base" has no turns; or a named one has none.
+        ValueError: there are framed scenes, but "base" has no turns; or ``close`` is no side of a square.
     """
-    lost = [name for name in named if name not in turns]
-    if lost:
-        raise ValueError(f"{', '.join(lost)} shall be named, but has no turns: name it among --turns, too.")
     if framed is not None and BASE not in turns:
         raise ValueError(
             "framed scenes are for the base's steps: name base among --turns, or leave out --framed."
@@ -134,32 +127,20 @@ def train_demo_controls(
     base.text.to(device)
     names = tuple(name for name in dict.fromkeys(turns) if name != BASE)
     scenes = LatentScenes.open(data, device)
-    shown = open_framed(framed, device)
+    near = None if close is None else close_squares(data, scenes, batch_size, close)
     draw_base = None
     if BASE in turns:
-        draw_base = SceneBatches(scenes, base.text, batch_size, crop, shown)
-    batches = {name: SceneControlBatches(data, base.text, name, batch_size, crop, scenes) for name in names}
-    further = None
-    if named:
-        sources = {}
-        for name in named:
-            if name == BASE and framed is not None and shown is not None:
-                sources[name] = NamedScenes(shown, open_names(framed))
-            else:
-                sources[name] = NamedScenes(scenes, open_names(data), batches.get(name))
-        namer = load_namer(loop.output.parent / NAMER, device)
-        further = Naming(config, base.text, namer, sources, drawings)
+        draw_base = SceneBatches(scenes, base.text, batch_size, crop, open_framed(framed, device))
     vae = load_vae(config, loop.output.parent / "vae") if BASE in turns else None  # told now if it is missing
     nets = train_together(
         config,
         base.unet,
-        batches,
+        {name: SceneControlBatches(data, base.text, name, batch_size, crop, scenes, near) for name in names},
         turns,
         loop,
         batch_size=batch_size,
         draw_base=draw_base,
         starts={name: loop.output.parent / f"control_{name}" for name in names},
-        further=further,
         device=device,
     )
     if vae is not None:
@@ -167,14 +148,6 @@ def train_demo_controls(
     for name, net in nets.items():
         over = None if name == names[0] else ckpts / f"{names[0]}.safetensors"
         export_control(config, net, ckpts / f"{name}.safetensors", over)
-
-
-def train_demo_namer(
-    folders: Sequence[Path], loop: LoopConfig, *, batch_size: int, device: torch.device = CPU
-) -> None:
-    """Train what names the places of latents on the scenes of ``folders``, which have latents and names."""
-    sources = [(LatentScenes.open(folder, device), open_names(folder)) for folder in folders]
-    train_namer(sources, loop, batch_size=batch_size, device=device)
 
 
 def carry_controls(config: ModelConfig, ckpts: Path, base_run: Path, runs: Path) -> list[str]:

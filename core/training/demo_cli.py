@@ -10,9 +10,7 @@ from core.config import CONTROL_VARIANTS
 
 RUNS = Path("runs/demo")
 CKPTS = Path(__file__).parents[2] / "ckpts" / "demo"
-NAMER = "namer"  # its run, in the folder of the runs
 DETECTORS = ("depth", "pose", "segmentation")
-NAMED = ("canny", "seg", "base")  # turns whose drawings can be judged by names
 TURNS = ("canny", "openpose", "seg", "mlsd", "depth", "normal", "hed", "scribble")
 
 
@@ -95,8 +93,6 @@ def _add_scenes(commands: argparse._SubParsersAction) -> None:
     sub.add_argument("--control", required=True, help="which control")
     sub.add_argument("--count", type=int, default=2048, help="scenes (default 2048)")
     sub.add_argument("--workers", type=int, default=2, help="processes (default 2)")
-    sub = _stage(commands, "names", "write which thing each place of the scenes shows, for namer")
-    sub.add_argument("--workers", type=int, default=2, help="processes (default 2)")
 
 
 def _add_autoencoder(commands: argparse._SubParsersAction) -> None:
@@ -138,15 +134,11 @@ def _add_controls(commands: argparse._SubParsersAction) -> None:
     _crop(sub)
     _framed(sub)
     words = (
-        "turns in which some drawings are to be named by namer, too: of canny, seg and base (default none)"
+        "make half of the controls' batches squares of so many pixels, which show a thing from near by: no "
+        "more pixels in all, but more of things"
     )
-    sub.add_argument("--named", nargs="+", choices=NAMED, default=(), metavar="TURN", help=words)
-    words = "of those drawings a step (default 8)"
-    sub.add_argument("--drawings", type=int, default=8, help=words)
+    sub.add_argument("--close", type=int, help=words)
     _ckpts(sub)
-    sub = _stage(commands, "namer", "train what names the places of latents, for controls --named")
-    _training(sub, steps=2000, rate=1e-3, batch=64)
-    _framed(sub)
     sub = _stage(commands, "feedback", "train a ControlNet by what a detector finds in its drawings")
     _training(sub, steps=600, rate=3e-4, batch=4)
     sub.add_argument("--control", required=True, choices=("mlsd", "openpose", "seg"), help="which control")

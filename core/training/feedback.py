@@ -72,10 +72,9 @@ class Samples:
 def drawn_late(artist: Artist, told: Told, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Draw from noise up to a step that chance picks; return what that step takes for x_0, with gradients."""
     last = int(torch.randint(EARLIEST, STEPS, (1,), generator=generator))
-    device = told.context.device
-    noise, _ = draw(shape, artist.criterion.timesteps, generator, device=device)
+    noise, _ = draw(shape, artist.criterion.timesteps, generator, device=told.hint.device)
     spaced = torch.linspace(artist.criterion.timesteps - 1, 0, STEPS + 1).long()[: last + 1]
-    times = [t.expand(shape[0]).to(device) for t in spaced]
+    times = [t.expand(shape[0]).to(told.hint.device) for t in spaced]
     x_t = artist.draw(told, noise, times)
     return artist.criterion.parts(x_t, artist.predict(told, x_t, times[-1]), times[-1])[0]
 
@@ -116,9 +115,8 @@ def train_feedback(
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
         sample = samples(generator)
-        hint = sample.hint
-        told = artist.told(sample.captions, hint)
-        batch = ControlBatch(sample.x_0, told.context, hint)
+        told = artist.told(sample.captions, sample.hint)
+        batch = ControlBatch(sample.x_0, told.context, told.hint)
         usual = control_loss(artist.criterion, base.unet, net, batch, generator)
         made = base.vae.decode(drawn_late(artist, told, tuple(sample.x_0.shape), generator)).float()
         return usual + WEIGHT * judge(made, sample.true, sample.hints)

@@ -33,28 +33,25 @@ STEPS = 4
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What is to be drawn: ``context`` of the captions and of none, (B, tokens, width), hint (B, 3, H, W).
-
-    Without a control there is no hint.
-    """
+    """What is to be drawn: ``context`` of the captions and of none, (B, tokens, width), hint (B, 3, H, W)."""
 
     context: Tensor
     without: Tensor
-    hint: Tensor | None
+    hint: Tensor
 
 
 class Artist:
     """Draws as the page does: with a map, a caption and guidance."""
 
-    def __init__(self, config: ModelConfig, unet: UNet, text: TextEncoder, net: AnyControlNet | None) -> None:
-        """Take the networks, which lie on one device; without ``net`` it draws from captions alone."""
+    def __init__(self, config: ModelConfig, unet: UNet, text: TextEncoder, net: AnyControlNet) -> None:
+        """Take the networks, which lie on one device."""
         self.unet, self.text, self.net = unet, text, net
         self.criterion, self.scale = DiffusionLoss(config.schedule), config.cfg_scale
 
     @torch.no_grad()
-    def told(self, captions: list[str], hint: Tensor | None) -> Told:
+    def told(self, captions: list[str], hint: Tensor) -> Told:
         """Read captions; ``hint`` (B, 3, H, W) in [0, 1] lies on the networks' device."""
-        with autocast(self.text.positional_embedding.device.type):
+        with autocast(hint.device.type):
             context = self.text.encode([*captions, ""]).float()
         return Told(context[:-1], context[-1:].expand(len(captions), -1, -1), hint)
 
@@ -66,15 +63,12 @@ class Artist:
         learning = torch.is_grad_enabled()
         attention = training_attention(x_t.device.type) if learning else nullcontext()
         with autocast(x_t.device.type), attention:
-            with_words = self._half(told.context, told.hint, x_t, t)
+            known = ControlBatch(x_t, told.context, told.hint)
+            with_words = control_prediction(self.unet, self.net, known, x_t, t).float()
             with torch.no_grad():
-                without = self._half(told.without, told.hint, x_t, t)
+                unknown = ControlBatch(x_t, told.without, told.hint)
+                without = control_prediction(self.unet, self.net, unknown, x_t, t).float()
         return without + self.scale * (with_words - without)
-
-    def _half(self, context: Tensor, hint: Tensor | None, x_t: Tensor, t: Tensor) -> Tensor:
-        if self.net is None or hint is None:
-            return self.unet(x_t, t, context).float()
-        return control_prediction(self.unet, self.net, ControlBatch(x_t, context, hint), x_t, t).float()
 
     @torch.no_grad()
     def draw(self, told: Told, x_t: Tensor, times: Sequence[Tensor]) -> Tensor:

@@ -55,7 +55,6 @@ def train_together(
     draw_base: Callable[[torch.Generator], BaseBatch] | None = None,
     starts: Mapping[str, Path] | None = None,
     nets: Mapping[str, AnyControlNet] | None = None,
-    further: Callable[[str, UNet, AnyControlNet | None, torch.Generator], Tensor] | None = None,
     compiled: bool = False,
     after_step: Callable[[Trainer, Mapping[str, AnyControlNet]], None] | None = None,
     device: torch.device = CPU,
@@ -67,8 +66,7 @@ def train_together(
     go on from something, as ``carry`` leaves them; or ``nets`` gives all networks. It resumes from
     ``loop.output``, and returns the moving averages. The batches must lie on ``device``. ``compiled`` lets
     torch.compile make the steps faster, after a minute or two; all batches must be of one size then.
-    ``after_step`` is given the trainer and the networks. ``further`` returns what is added to the loss of a
-    turn, by its name and the networks that learn in it.
+    ``after_step`` is given the trainer and the networks.
 
     The ``unet`` is locked, unless ``draw_base`` is given: then "base" has turns too, which are steps without
     a control, the ``unet`` learns in every step, and it is left as its moving average.
@@ -99,12 +97,9 @@ def train_together(
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
         name = turns[step % len(turns)]
-        net = made.get(name)
-        if net is None and draw_base is not None:
-            usual = base_loss(criterion, unet, draw_base(generator), generator)
-        else:
-            usual = control_loss(criterion, unet, made[name], draws[name](generator), generator)
-        return usual if further is None else usual + further(name, unet, net, generator)
+        if name == BASE and draw_base is not None:
+            return base_loss(criterion, unet, draw_base(generator), generator)
+        return control_loss(criterion, unet, made[name], draws[name](generator), generator)
 
     trainer = Trainer(learned, loop)
     trainer.run(

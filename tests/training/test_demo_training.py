@@ -33,6 +33,7 @@ from core.training.base import (
 from core.training.control import (
     ControlBatch,
     SceneControlBatches,
+    close_squares,
     control_prediction,
     train_control,
     trained_over,
@@ -49,6 +50,7 @@ from core.training.start import begin_with, carry, load_start, unpack
 from core.training.toyworld.captions import ADDED_PROMPT, NEGATIVE_PROMPT
 from core.training.toyworld.objects import ObjectSpec
 from core.training.toyworld.palette import PAINTS, SHIFT_COLORS, paint
+from core.training.toyworld.scene import make_scene
 from core.training.toyworld.sprites import SpriteLibrary
 from core.training.vae import aligned_crops, fit_autoencoder, load_fitted, train_decoder
 from core.training.vae_init import init_as_pyramid, whiten
@@ -277,7 +279,7 @@ def test_every_command_there_is_runs_something() -> None:
 
 
 @pytest.mark.parametrize(
-    "stage", ["decoder", "base", "control", "controls", "namer", "feedback", "stream", "detector"]
+    "stage", ["decoder", "base", "control", "controls", "feedback", "stream", "detector"]
 )
 def test_what_trains_takes_a_seed(stage: str) -> None:
     needed = {"feedback": ["--control", "mlsd"], "detector": ["--detector", "depth"]}.get(stage, [])
@@ -427,6 +429,88 @@ def test_cached_hints_lie_over_their_latents(tmp_path: Path, config: ModelConfig
     batch = batches(torch.Generator().manual_seed(1))
     assert batch.hint.shape == (8, 3, 32, 32) and batch.x_0.shape == (8, 3, 4, 4)
     assert torch.allclose(batch.hint[:, 0, ::8, ::8] * 255, batch.x_0[:, 0], atol=0.2)
+
+
+def _scenes_with_things(folder: Path) -> np.ndarray:
+    """Four grey scenes of 128 px, each with one lighter thing but the last; latents are their means."""
+    pictures = np.full((4, 128, 128, 3), 20, np.uint8)
+    for i, (y, x) in enumerate([(0, 0), (48, 112), (96, 32)]):
+        pictures[i, y : y + 16, x : x + 16] = 200
+    np.save(folder / "images.npy", pictures)
+    (folder / "captions.json").write_text('["a", "b", "c", "d"]')
+    np.save(folder / "latents.npy", pictures[:, 4::8, 4::8].transpose(0, 3, 1, 2).astype(np.float16))
+    np.save(folder / "hints_hed.npy", pictures[..., 0])
+    (folder / "hints_hed.json").write_text("[0, 1, 2, 3]")
+    np.save(folder / data.THINGS, pictures[:, 8::16, 8::16, 0] > 100)
+    return pictures
+
+
+@pytest.mark.parametrize("control", ["hed", "canny"])
+def test_half_of_the_batches_show_things_from_near_by_and_no_more_pixels(
+    tmp_path: Path, config: ModelConfig, control: str
+) -> None:
+    _scenes_with_things(tmp_path)
+    scenes = LatentScenes.open(tmp_path)
+    near = close_squares(tmp_path, scenes, 4, 64)
+    assert near.size == 16
+    batches = SceneControlBatches(tmp_path, Denoiser(config).text, control, 4, scenes=scenes, close=near)
+    whole, squares, corners = 0, 0, set()
+    for seed in range(30):
+        batch = batches(torch.Generator().manual_seed(seed))
+        again = batches(torch.Generator().manual_seed(seed))
+        assert torch.equal(batch.x_0, again.x_0) and torch.equal(batch.hint, again.hint)
+        if len(batch.x_0) == 4:
+            assert batch.x_0.shape[2:] == (16, 16) and batch.hint.shape[2:] == (128, 128)
+            whole += 1
+            continue
+        squares += 1
+        assert batch.x_0.shape == (16, 3, 8, 8) and batch.hint.shape == (16, 3, 64, 64)
+        light = batch.x_0[:, 0] > 100
+        shows = light.flatten(1).any(1)
+        assert 0.4 < shows.float().mean() <= 1  # the last scene has no thing
+        corners |= {tuple(torch.nonzero(one)[0].tolist()) for one in light[shows]}
+        if control == "hed":
+            assert torch.allclose(batch.hint[:, 0, 4::8, 4::8] * 255, batch.x_0[:, 0], atol=0.2)
+        else:  # where there are edges there is a thing
+            assert not batch.hint[~shows].any() and batch.hint[shows].any()
+    assert 8 < whole < 22 and whole + squares == 30
+    assert len(corners) > 15
+
+
+def test_a_square_holds_the_place_of_a_thing_wherever_that_is(tmp_path: Path) -> None:
+    pictures = _scenes_with_things(tmp_path)
+    near = close_squares(tmp_path, LatentScenes.open(tmp_path), 1, 64)
+    for scene in range(3):
+        corners = {near.corner(scene, 16, 8, random.Random(seed)) for seed in range(300)}
+        for y, x in corners:
+            assert 0 <= y <= 8 and 0 <= x <= 8
+            assert (pictures[scene, 8 * y : 8 * y + 64, 8 * x : 8 * x + 64] > 100).any()
+        assert len(corners) > 3
+    assert len({near.corner(3, 16, 8, random.Random(seed)) for seed in range(300)}) == 81
+
+
+@pytest.mark.parametrize("side", [0, -64, 100, 192])
+def test_squares_that_the_scenes_cannot_have_are_refused(tmp_path: Path, side: int) -> None:
+    _scenes_with_things(tmp_path)
+    scenes = LatentScenes.open(tmp_path)
+    with pytest.raises(ValueError, match="give a multiple of 64 pixels, at most 128"):
+        close_squares(tmp_path, scenes, 4, side)
+    (tmp_path / data.THINGS).unlink()
+    with pytest.raises(FileNotFoundError, match=r"core\.training render --data"):
+        close_squares(tmp_path, scenes, 4, 64)
+
+
+def test_what_is_rendered_tells_where_things_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "ProcessPoolExecutor", _Threads)
+    monkeypatch.setattr(SpriteLibrary, "load", lambda *arguments: LIBRARY)
+    data.render(tmp_path, tmp_path, 5, first_seed=40, size=128, workers=1)
+    shown = data.shown_things(tmp_path)
+    assert shown.shape == (5, 8, 8) and shown.dtype == np.bool_
+    for i, places in enumerate(shown):
+        seen = make_scene(40 + i, LIBRARY, 128).index_map
+        for y, x in np.ndindex(8, 8):
+            assert places[y, x] == (seen[16 * y + 8, 16 * x + 8] > 0)
+    assert shown.any() and not shown.all()
 
 
 class _Threads(ThreadPoolExecutor):
