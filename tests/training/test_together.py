@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from core.models.vae import AutoencoderKL
 from core.models.variants import AnyControlNet
 from core.training.__main__ import main
 from core.training.base import BaseBatch, Denoiser, load_text
-from core.training.control import ControlBatch, trained_over
-from core.training.data import LatentScenes
+from core.training.control import Close, ControlBatch, trained_over
+from core.training.data import THINGS, LatentScenes
 from core.training.demo_cli import TURNS
 from core.training.export import export_base
 from core.training.hints import CONTROLS
@@ -172,6 +173,20 @@ def test_the_command_goes_on_from_what_carry_left_and_ships_one_trunk(
     monkeypatch.setattr(LatentScenes, "open", counted)
     assert main([*command_line, *more, "--steps", "2"]) == 0
     assert opened == [data]  # all controls share the latents
+    assert main([*command_line, *more, "--steps", "3", "--close", "64"]) == 1  # who rendered told no things
+    np.save(data / THINGS, np.ones((4, 4, 4), bool))
+    near: list[int] = []
+
+    def corner(self: Close, scene: int, whole: int, part: int, rng: random.Random) -> tuple[int, int]:
+        near.append(scene)
+        return 0, 0
+
+    monkeypatch.setattr(Close, "corner", corner)
+    elsewhere = ["--ckpts", str(tmp_path / "near"), "--seed", "1", "--steps", "6", "--close", "64"]
+    assert main([*command_line, *more, *elsewhere]) == 0
+    assert 0 < len(near) < 4 * 2 and len(near) % 2 == 0  # some of four batches of two
+    (runs / "controls" / "checkpoint.pt").unlink()
+    assert main([*command_line, *more, "--steps", "2"]) == 0
     cpu = torch.device("cpu")
     nets = {
         name: load_control(config, ckpts / f"{name}.safetensors", device=cpu, dtype=torch.float32)
