@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -73,28 +74,33 @@ class Close:
     def corner(self, scene: int, whole: int, part: int, rng: random.Random) -> tuple[int, int]:
         """Return row and column where a square of ``part`` latents a side begins, of a scene's ``whole``.
 
-        One of the places with a thing, where there are some, is somewhere in it.
+        A place of one of the things, where there are some, is somewhere in it: of a small one as often as
+        of a large one.
         """
-        places = np.argwhere(self.shown[scene])
-        if not len(places):
+        count, labels = cv2.connectedComponents(self.shown[scene].astype(np.uint8))
+        if count == 1:  # the background alone
             return rng.randint(0, whole - part), rng.randint(0, whole - part)
+        places = np.argwhere(labels == rng.randint(1, count - 1))
         scale = whole / self.shown.shape[1]
         y, x = (int((place + 0.5) * scale) for place in places[rng.randrange(len(places))])
         row, column = (rng.randint(max(0, at - part + 1), min(at, whole - part)) for at in (y, x))
         return row, column
 
 
-def close_squares(data: Path, scenes: LatentScenes, batch_size: int, side: int) -> Close:
-    """Return squares of ``side`` pixels of the scenes in ``data``, as many as hold a batch's pixels.
+def close_squares(data: Path, scenes: LatentScenes, batch_size: int, sides: Sequence[int]) -> list[Close]:
+    """Return squares of each of ``sides`` pixels of the scenes in ``data``, as many as hold a batch's pixels.
 
     Raises:
-        ValueError: ``side`` is no multiple of what the networks reduce, or larger than the scenes.
+        ValueError: a side is no multiple of what the networks reduce, or larger than the scenes.
         FileNotFoundError: the scenes are of an earlier render.
     """
-    whole = scenes.scenes.images.shape[1]
-    if side % SIZE_MULTIPLE or not 0 < side <= whole:
-        raise ValueError(f"--close is {side}: give a multiple of {SIZE_MULTIPLE} pixels, at most {whole}.")
-    return Close(batch_size * whole**2 // side**2, side, shown_things(data))
+    whole, shown = scenes.scenes.images.shape[1], shown_things(data)
+    for side in sides:
+        if side % SIZE_MULTIPLE or not 0 < side <= whole:
+            raise ValueError(
+                f"--close is {side}: give a multiple of {SIZE_MULTIPLE} pixels, at most {whole}."
+            )
+    return [Close(batch_size * whole**2 // side**2, side, shown) for side in sides]
 
 
 class SceneControlBatches:
@@ -111,13 +117,13 @@ class SceneControlBatches:
         size: int,
         crop: int | None = None,
         scenes: LatentScenes | None = None,
-        close: Close | None = None,
+        close: Sequence[Close] = (),
     ) -> None:
         """Read the cached scenes of ``data`` for the ControlNet ``control``, ``size`` samples a batch.
 
         ``crop`` trains on random squares of so many pixels, a multiple of the autoencoder's factor.
         ``scenes`` are those of ``data``, where they are open: several controls need their latents once.
-        With ``close`` half of the batches are of squares that show a thing from near by.
+        With ``close`` half of the batches are of squares that show a thing from near by, of one of those.
         """
         if control not in CONTROLS:
             raise ValueError(f"control is {control!r}: give one of {', '.join(CONTROLS)}.")
@@ -134,14 +140,13 @@ class SceneControlBatches:
         """Draw one batch."""
         latents = self.dataset.latents
         rng = random.Random(int(torch.randint(2**31, (1,), generator=generator)))
-        near = self.close if self.close is not None and rng.random() < CLOSE_SHARE else None
+        near = rng.choice(self.close) if self.close and rng.random() < CLOSE_SHARE else None
         size, cells = (self.size, self.cells) if near is None else (near.size, near.side // self.factor)
         if self.cached is None:
             which = torch.randint(len(latents), (size,), generator=generator).numpy()
             hints = [canny_hint(self.dataset.scenes.images[i], rng) for i in which]
         else:
-            usable = int((self.cached.scenes < len(latents)).sum())
-            rows = torch.randint(usable, (size,), generator=generator).numpy()
+            rows = self.cached.draw(size, len(latents), generator)
             which, hints = self.cached.scenes[rows], [self.cached.hints[i] for i in rows]
         captions = varied_captions([self.dataset.scenes.captions[i] for i in which], generator)
         captions = ["" if rng.random() < EMPTY_PROMPTS else caption for caption in captions]

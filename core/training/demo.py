@@ -105,7 +105,7 @@ def train_demo_controls(
     ckpts: Path,
     crop: int | None = None,
     framed: Path | None = None,
-    close: int | None = None,
+    close: Sequence[int] = (),
     device: torch.device = CPU,
 ) -> None:
     """Train the ControlNets that ``turns`` names on the trained base, with one trunk, and write them.
@@ -114,7 +114,7 @@ def train_demo_controls(
     ``carry`` left it beside ``loop.output``, if it did. Where ``turns`` names "base", that learns with them
     and is written too, with the autoencoder of the run "vae" beside ``loop.output``.
     ``framed`` is a folder of framed scenes for the base's own steps, see ``SceneBatches``. ``close`` makes
-    half of the controls' batches squares of so many pixels, see ``Close``.
+    half of the controls' batches squares of so many pixels, of one side or another, see ``Close``.
 
     Raises:
         ValueError: there are framed scenes, but "base" has no turns; or ``close`` is no side of a square.
@@ -127,7 +127,7 @@ def train_demo_controls(
     base.text.to(device)
     names = tuple(name for name in dict.fromkeys(turns) if name != BASE)
     scenes = LatentScenes.open(data, device)
-    near = None if close is None else close_squares(data, scenes, batch_size, close)
+    near = close_squares(data, scenes, batch_size, close) if close else []
     draw_base = None
     if BASE in turns:
         draw_base = SceneBatches(scenes, base.text, batch_size, crop, open_framed(framed, device))

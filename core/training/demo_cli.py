@@ -134,10 +134,10 @@ def _add_controls(commands: argparse._SubParsersAction) -> None:
     _crop(sub)
     _framed(sub)
     words = (
-        "make half of the controls' batches squares of so many pixels, which show a thing from near by: no "
-        "more pixels in all, but more of things"
+        "make half of the controls' batches squares of so many pixels, of one of these sides, which show a "
+        "thing from near by: no more pixels in all, but more of things"
     )
-    sub.add_argument("--close", type=int, help=words)
+    sub.add_argument("--close", type=int, nargs="+", default=[], metavar="SIDE", help=words)
     _ckpts(sub)
     sub = _stage(commands, "feedback", "train a ControlNet by what a detector finds in its drawings")
     _training(sub, steps=600, rate=3e-4, batch=4)

@@ -57,8 +57,7 @@ class Samples:
 
     def __call__(self, generator: torch.Generator) -> Sample:
         """Draw one sample."""
-        usable = int((self.cached.scenes < len(self.dataset.latents)).sum())
-        rows = torch.randint(usable, (self.size,), generator=generator).numpy()
+        rows = self.cached.draw(self.size, len(self.dataset.latents), generator)
         which, hints = self.cached.scenes[rows], self.cached.hints[rows]
         scenes = self.dataset.scenes
         return Sample(

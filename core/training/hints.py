@@ -13,9 +13,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from annotators.ade20k import nearest
 from core.training.data import MadeOf, Scenes, made_of
 from core.training.toyworld.objects import all_objects
 from core.training.toyworld.scene import Scene, make_scene
@@ -24,6 +26,8 @@ from core.training.toyworld.truth import Truth
 
 Image = NDArray[np.uint8]
 DETECT_AT = (256, 256, 256, 256, 256, 512)  # px; the demo model's own size mostly, or the detectors' default
+STRIDE = 8  # px, at which maps of classes are looked through for what they show
+SHOWN = 0.005  # of a map's places, from which on it shows a class
 PEOPLE = {"man", "woman", "boy", "girl", "person", "men", "women", "boys", "girls", "people", "persons"}
 
 
@@ -212,12 +216,24 @@ def cache_hints(data: Path, control: str, sprites: Path, *, count: int, workers:
     os.replace(partial_path, data / f"hints_{control}.npy")
 
 
+def rows_by_class(maps: Image) -> tuple[NDArray[np.int64], ...]:
+    """Return for each class that occurs which of the ``maps`` (n, H, W, 3) uint8 RGB of classes show it."""
+    few = maps[:, STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]
+    classes = nearest(few.reshape(-1, few.shape[2], 3))[0].reshape(len(few), -1)
+    shown = [(classes == one).mean(1) >= SHOWN for one in np.unique(classes)]
+    return tuple(np.flatnonzero(rows) for rows in shown if rows.any())
+
+
 @dataclass(frozen=True, slots=True)
 class CachedHints:
-    """Hints (n, H, W[, 3]) uint8, mapped from disk, and the indices of the scenes they belong to."""
+    """Hints (n, H, W[, 3]) uint8, mapped from disk, and the indices of the scenes they belong to.
+
+    Of maps of classes ``by_class`` are the rows that show each class.
+    """
 
     hints: Image
     scenes: NDArray[np.int64]
+    by_class: tuple[NDArray[np.int64], ...] = ()
 
     @classmethod
     def open(cls, data: Path, control: str) -> CachedHints:
@@ -232,4 +248,20 @@ class CachedHints:
                 f"{path} is not there. Run: python -m core.training hints --control {control} --data {data}"
             )
         which = json.loads((data / f"hints_{control}.json").read_text())
-        return cls(np.load(path, mmap_mode="r"), np.array(which, np.int64))
+        hints = np.load(path, mmap_mode="r")
+        return cls(hints, np.array(which, np.int64), rows_by_class(hints) if control == "seg" else ())
+
+    def draw(self, size: int, scenes: int, generator: torch.Generator) -> NDArray[np.int64]:
+        """Draw ``size`` rows of hints of the first so many ``scenes``.
+
+        Every second one of the maps of classes shows a class drawn before it, so that rare ones are seen.
+        """
+        usable = int((self.scenes < scenes).sum())
+        rows: NDArray[np.int64] = torch.randint(usable, (size,), generator=generator).numpy()
+        for i in range(0, size if self.by_class else 0, 2):
+            one, row = torch.randint(2**31, (2,), generator=generator).tolist()
+            showing = self.by_class[one % len(self.by_class)]
+            showing = showing[showing < usable]
+            if len(showing):
+                rows[i] = showing[row % len(showing)]
+        return rows

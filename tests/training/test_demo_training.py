@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from annotators.ade20k import PALETTE
 from core.config import ModelConfig, ScheduleConfig, load_config
 from core.models.controlnet import ControlNet
 from core.models.unet import UNet
@@ -451,8 +453,8 @@ def test_half_of_the_batches_show_things_from_near_by_and_no_more_pixels(
 ) -> None:
     _scenes_with_things(tmp_path)
     scenes = LatentScenes.open(tmp_path)
-    near = close_squares(tmp_path, scenes, 4, 64)
-    assert near.size == 16
+    near = close_squares(tmp_path, scenes, 4, [64])
+    assert near[0].size == 16
     batches = SceneControlBatches(tmp_path, Denoiser(config).text, control, 4, scenes=scenes, close=near)
     whole, squares, corners = 0, 0, set()
     for seed in range(30):
@@ -479,7 +481,7 @@ def test_half_of_the_batches_show_things_from_near_by_and_no_more_pixels(
 
 def test_a_square_holds_the_place_of_a_thing_wherever_that_is(tmp_path: Path) -> None:
     pictures = _scenes_with_things(tmp_path)
-    near = close_squares(tmp_path, LatentScenes.open(tmp_path), 1, 64)
+    (near,) = close_squares(tmp_path, LatentScenes.open(tmp_path), 1, [64])
     for scene in range(3):
         corners = {near.corner(scene, 16, 8, random.Random(seed)) for seed in range(300)}
         for y, x in corners:
@@ -489,15 +491,52 @@ def test_a_square_holds_the_place_of_a_thing_wherever_that_is(tmp_path: Path) ->
     assert len({near.corner(3, 16, 8, random.Random(seed)) for seed in range(300)}) == 81
 
 
+def test_a_small_thing_is_shown_from_near_by_as_often_as_a_large_one(tmp_path: Path) -> None:
+    _scenes_with_things(tmp_path)
+    shown = np.zeros((4, 8, 8), np.bool_)
+    shown[0, 0, 0] = shown[0, 4:8, 4:8] = True
+    np.save(tmp_path / data.THINGS, shown)
+    (near,) = close_squares(tmp_path, LatentScenes.open(tmp_path), 1, [64])
+    corners = [near.corner(0, 16, 8, random.Random(seed)) for seed in range(400)]
+    assert 160 < sum(max(corner) < 2 for corner in corners) < 240  # by its places it would be one in 17
+
+
+def test_squares_from_near_by_are_of_one_side_or_another(tmp_path: Path, config: ModelConfig) -> None:
+    _scenes_with_things(tmp_path)
+    scenes = LatentScenes.open(tmp_path)
+    near = close_squares(tmp_path, scenes, 4, [128, 64])
+    batches = SceneControlBatches(tmp_path, Denoiser(config).text, "hed", 4, scenes=scenes, close=near)
+    sides = [batches(torch.Generator().manual_seed(seed)).x_0.shape for seed in range(60)]
+    assert 8 < sum(shape[0] == 16 and shape[2] == 8 for shape in sides) < 22
+    assert all(tuple(shape) in {(4, 3, 16, 16), (16, 3, 8, 8)} for shape in sides)
+
+
+def test_maps_of_rare_classes_are_drawn_as_often_as_others(tmp_path: Path) -> None:
+    maps = np.zeros((50, 32, 32, 3), np.uint8)
+    maps[:] = PALETTE[3]
+    maps[7, :8, :16] = PALETTE[100]
+    np.save(tmp_path / "hints_seg.npy", maps)
+    (tmp_path / "hints_seg.json").write_text(json.dumps(list(range(0, 100, 2))))
+    cached = CachedHints.open(tmp_path, "seg")
+    assert [rows.tolist() for rows in cached.by_class] == [list(range(50)), [7]]
+    rows = cached.draw(400, 100, torch.Generator().manual_seed(0))
+    assert 75 < (rows == 7).sum() < 135  # half of a half, and one in fifty of the others
+    assert len(set(rows.tolist())) > 45
+    few = cached.draw(400, 14, torch.Generator().manual_seed(0))
+    assert few.max() == 6  # the map of scene 14 is none of theirs
+    again = cached.draw(400, 14, torch.Generator().manual_seed(0))
+    np.testing.assert_array_equal(few, again)
+
+
 @pytest.mark.parametrize("side", [0, -64, 100, 192])
 def test_squares_that_the_scenes_cannot_have_are_refused(tmp_path: Path, side: int) -> None:
     _scenes_with_things(tmp_path)
     scenes = LatentScenes.open(tmp_path)
     with pytest.raises(ValueError, match="give a multiple of 64 pixels, at most 128"):
-        close_squares(tmp_path, scenes, 4, side)
+        close_squares(tmp_path, scenes, 4, [64, side])
     (tmp_path / data.THINGS).unlink()
     with pytest.raises(FileNotFoundError, match=r"core\.training render --data"):
-        close_squares(tmp_path, scenes, 4, 64)
+        close_squares(tmp_path, scenes, 4, [64])
 
 
 def test_what_is_rendered_tells_where_things_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
