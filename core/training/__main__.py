@@ -266,6 +266,12 @@ def _carry(args: argparse.Namespace, config: ModelConfig) -> None:
     print(", ".join(carry_controls(config, args.ckpts, args.runs / "base", args.runs)))
 
 
+def _average(args: argparse.Namespace, config: ModelConfig) -> None:
+    from core.training.average import average
+
+    print(", ".join(average(args.folders, args.ckpts, args.weights)))
+
+
 def _split(args: argparse.Namespace, config: ModelConfig) -> None:
     from core.training.parts import split
 
@@ -312,6 +318,7 @@ STAGES: dict[str, Callable[[argparse.Namespace, ModelConfig], None]] = {
     "unpack": _unpack,
     "export": _export,
     "carry": _carry,
+    "average": _average,
     "split": _split,
     "join": _join,
     "classifier": _classifier,
