@@ -15,9 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core.training.hints import CONTROLS
+from core.training.together import BASE
 from core.weights.formats import OVER, TensorFile, open_layers, open_tensors
-
-BASE = "base"
 
 
 def average(folders: Sequence[Path], output: Path, weights: Sequence[float] | None = None) -> list[str]:
@@ -45,6 +44,8 @@ def average(folders: Sequence[Path], output: Path, weights: Sequence[float] | No
     for path in (folder / file for folder in folders for file in files):
         if not path.exists():
             raise FileNotFoundError(f"{path} is not there, but {folders[0] / path.name} is.")
+    for file in files:  # all of them before anything is written
+        _check_alike([open_layers(folder / file) for folder in folders])
     below = [open_tensors(folders[0] / file).metadata.get(OVER) for file in files]
     output.mkdir(parents=True, exist_ok=True)
     for file, over in sorted(zip(files, below, strict=True), key=lambda pair: pair[1] is not None):
@@ -59,13 +60,18 @@ def average(folders: Sequence[Path], output: Path, weights: Sequence[float] | No
     return names
 
 
+def _check_alike(files: Sequence[TensorFile]) -> None:
+    first = {key: info.shape for key, info in files[0].tensors.items()}
+    for file in files[1:]:
+        if {key: info.shape for key, info in file.tensors.items()} != first:
+            raise ValueError(
+                f"{file.path} and {files[0].path} hold other tensors: give models of one config."
+            )
+
+
 def _mean(files: Sequence[TensorFile], shares: Sequence[float]) -> dict[str, Tensor]:
     """Return the weighted mean of every tensor, in its own format; shares sum to 1."""
     first = files[0]
-    for file in files[1:]:
-        other = {key: info.shape for key, info in file.tensors.items()}
-        if other != {key: info.shape for key, info in first.tensors.items()}:
-            raise ValueError(f"{file.path} and {first.path} hold other tensors: give models of one config.")
     mean = {}
     for key, info in first.tensors.items():
         if info.dtype.is_floating_point:

@@ -75,6 +75,7 @@ def test_what_cannot_be_averaged_is_refused_and_nothing_is_lost(tmp_path: Path) 
     with pytest.raises(ValueError, match="give models of one config"):
         average([first, other], tmp_path / "mixed")
     assert main(["average", str(first), str(other), "--ckpts", str(tmp_path / "mixed")]) == 1
+    assert not (tmp_path / "mixed").exists()  # not even the base, which would fit
     (second / "seg.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="seg.safetensors is not there"):
         average([first, second], output)
