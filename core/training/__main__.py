@@ -220,6 +220,7 @@ def _stream(args: argparse.Namespace, config: ModelConfig) -> None:
         scenes=args.scenes,
         with_truth=args.truth,
         framed=args.framed,
+        close=args.close,
         workers=args.workers,
         compiled=args.compile,
         export_every=args.export_every,

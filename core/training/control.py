@@ -7,14 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from core.config import ModelConfig
-from core.images import SIZE_MULTIPLE
 from core.models.text_encoder import TextEncoder
 from core.models.unet import UNet
 from core.models.variants import AnyControlNet, control_class
@@ -24,9 +21,9 @@ from core.training.data import LatentScenes, shown_things
 from core.training.diffusion import DiffusionLoss, draw
 from core.training.hints import CONTROLS, HINT_MAKERS, CachedHints, canny_hint
 from core.training.loop import LoopConfig, Trainer
+from core.training.near import CLOSE_SHARE, Close, check_sides
 from core.training.start import load_start
 
-CLOSE_SHARE = 0.5  # of a control's batches, where there are close ones
 EMPTY_PROMPTS = 0.3  # so that the ControlNet learns to read the hint without being told what it shows
 
 
@@ -60,33 +57,6 @@ def control_loss(
     return criterion(prediction, batch.x_0, noise, t)
 
 
-@dataclass(frozen=True, slots=True)
-class Close:
-    """Squares of scenes that show a thing from near by: ``size`` a batch, of ``side`` pixels.
-
-    ``shown`` (N, h, w) tells which places of the scenes show a thing.
-    """
-
-    size: int
-    side: int
-    shown: NDArray[np.bool_]
-
-    def corner(self, scene: int, whole: int, part: int, rng: random.Random) -> tuple[int, int]:
-        """Return row and column where a square of ``part`` latents a side begins, of a scene's ``whole``.
-
-        A place of one of the things, where there are some, is somewhere in it: of a small one as often as
-        of a large one.
-        """
-        count, labels = cv2.connectedComponents(self.shown[scene].astype(np.uint8))
-        if count == 1:  # the background alone
-            return rng.randint(0, whole - part), rng.randint(0, whole - part)
-        places = np.argwhere(labels == rng.randint(1, count - 1))
-        scale = whole / self.shown.shape[1]
-        y, x = (int((place + 0.5) * scale) for place in places[rng.randrange(len(places))])
-        row, column = (rng.randint(max(0, at - part + 1), min(at, whole - part)) for at in (y, x))
-        return row, column
-
-
 def close_squares(data: Path, scenes: LatentScenes, batch_size: int, sides: Sequence[int]) -> list[Close]:
     """Return squares of each of ``sides`` pixels of the scenes in ``data``, as many as hold a batch's pixels.
 
@@ -95,11 +65,7 @@ def close_squares(data: Path, scenes: LatentScenes, batch_size: int, sides: Sequ
         FileNotFoundError: the scenes are of an earlier render.
     """
     whole, shown = scenes.scenes.images.shape[1], shown_things(data)
-    for side in sides:
-        if side % SIZE_MULTIPLE or not 0 < side <= whole:
-            raise ValueError(
-                f"--close is {side}: give a multiple of {SIZE_MULTIPLE} pixels, at most {whole}."
-            )
+    check_sides(sides, whole)
     return [Close(batch_size * whole**2 // side**2, side, shown) for side in sides]
 
 

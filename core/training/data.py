@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from core.models.vae import AutoencoderKL
 from core.training.toyworld.objects import all_objects
-from core.training.toyworld.scene import make_scene
+from core.training.toyworld.scene import Scene, make_scene
 from core.training.toyworld.sprites import SpriteLibrary
 from core.training.vae_init import without_idle_branches
 
@@ -32,13 +32,18 @@ THINGS = "things.npy"
 PLACE = 16  # px: of a place that is known to show a thing or not
 
 
+def places_shown(scene: Scene) -> NDArray[np.bool_]:
+    """Return which places of a scene, squares of PLACE pixels, show a thing in their middle."""
+    middles = slice(PLACE // 2, None, PLACE)
+    return np.asarray(scene.index_map[middles, middles] > 0)
+
+
 def _render_chunk(
     seeds: Sequence[int], sprites: Path, size: int, things: int | None, framed: bool
 ) -> tuple[NDArray[np.uint8], list[str], NDArray[np.bool_]]:
     library = SpriteLibrary.load(sprites, all_objects()[:things])
     scenes = [make_scene(seed, library, size, framed=framed) for seed in seeds]
-    middles = slice(PLACE // 2, None, PLACE)
-    shown = np.stack([scene.index_map[middles, middles] > 0 for scene in scenes])
+    shown = np.stack([places_shown(scene) for scene in scenes])
     return np.stack([scene.image for scene in scenes]), [scene.caption for scene in scenes], shown
 
 

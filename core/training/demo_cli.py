@@ -133,16 +133,20 @@ def _add_controls(commands: argparse._SubParsersAction) -> None:
     _turns(sub, TURNS)
     _crop(sub)
     _framed(sub)
-    words = (
-        "make half of the controls' batches squares of so many pixels, of one of these sides, which show a "
-        "thing from near by: no more pixels in all, but more of things"
-    )
-    sub.add_argument("--close", type=int, nargs="+", default=[], metavar="SIDE", help=words)
+    _close(sub)
     _ckpts(sub)
     sub = _stage(commands, "feedback", "train a ControlNet by what a detector finds in its drawings")
     _training(sub, steps=600, rate=3e-4, batch=4)
     sub.add_argument("--control", required=True, choices=("mlsd", "openpose", "seg"), help="which control")
     _ckpts(sub)
+
+
+def _close(sub: argparse.ArgumentParser) -> None:
+    words = (
+        "make half of the controls' batches squares of so many pixels, of one of these sides, which show a "
+        "thing from near by: no more pixels in all, but more of things"
+    )
+    sub.add_argument("--close", type=int, nargs="+", default=[], metavar="SIDE", help=words)
 
 
 def _add_stream(commands: argparse._SubParsersAction) -> None:
@@ -154,7 +158,9 @@ def _add_stream(commands: argparse._SubParsersAction) -> None:
     sub.add_argument("--framed", type=int, default=24576, help=words)
     sub.add_argument("--workers", type=int, default=14, help="processes that make scenes (default 14)")
     _turns(sub, (*TURNS, "base"))
-    sub.add_argument("--compile", action="store_true", help="faster steps, after a minute or two")
+    _close(sub)
+    words = "faster steps, after a minute or two for each size of batches"
+    sub.add_argument("--compile", action="store_true", help=words)
     sub.add_argument("--export-every", type=float, help="minutes after which to write the files meanwhile")
     sub.add_argument("--start", type=Path, default=CKPTS, help="folder of exported files to go on from")
     _ckpts(sub)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import logging
 import multiprocessing
-import random
 import threading
 import time
 from collections.abc import Sequence
@@ -16,94 +15,28 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from core.config import TextConfig
 from core.errors import SuiteError
 from core.models.text_encoder import TextEncoder
 from core.models.vae import AutoencoderKL
 from core.runtime.device import autocast
-from core.training.base import BaseBatch, vary_caption
+from core.training.base import BaseBatch
 from core.training.control import EMPTY_PROMPTS, ControlBatch
+from core.training.data import PLACE
 from core.training.diffusion import on_device
-from core.training.hints import (
-    CachedHints,
-    canny_hint,
-    class_colours,
-    depth_hint,
-    normal_hint,
-    openpose_hint,
-)
-from core.training.toyworld.scene import make_scene
+from core.training.hints import SHOWN, STRIDE, CachedHints, class_colours
+from core.training.near import CLOSE_SHARE, check_sides, corners, squares
+from core.training.pieces import CAPTIONS, NEAR_BY, OF_ALL, Piece, made_with, make_piece, start_worker
 from core.training.toyworld.sprites import SpriteLibrary
 from core.training.vae_init import without_idle_branches
 
 log = logging.getLogger(__name__)
 
-Image = NDArray[np.uint8]
 CHUNK = 64  # scenes a process makes at a time
-CAPTIONS = 4  # how many ways each scene's caption is kept in
-DRAWN = ("canny", "depth", "normal", "seg", "openpose")  # maps that are made with the scenes
-OF_ALL = ("canny",)  # the others are made of the first scenes alone
-_LIBRARY: SpriteLibrary | None = None  # of this process
-_TEXT: TextEncoder | None = None  # without weights: its tokenizer alone is asked
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Some scenes: ``images`` (n, H, W, 3) RGB, ``tokens`` (n, CAPTIONS, length) int32, and maps by name.
-
-    A map is (n, H, W) uint8, or (n, H, W, 3); "seg" holds the numbers of the classes. "openpose" may be of
-    fewer scenes: those of ``people``, (k,), counted within the piece.
-    """
-
-    images: Image
-    tokens: NDArray[np.int32]
-    maps: dict[str, Image]
-    people: NDArray[np.int64]
-
-
-def _made_with(truth: bool, framed: bool) -> tuple[str, ...]:
-    return () if framed else DRAWN if truth else OF_ALL
-
-
-def start_worker(library: SpriteLibrary, text: TextConfig) -> None:
-    """Get this process ready for ``make_piece``."""
-    global _LIBRARY, _TEXT
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-    with torch.device("meta"):
-        _LIBRARY, _TEXT = library, TextEncoder(text)
-
-
-def make_piece(seeds: Sequence[int], size: int, truth: bool, framed: bool = False) -> Piece:
-    """Make the scenes of ``seeds``; with ``truth`` all maps, else canny's alone, and ``framed`` none."""
-    assert _LIBRARY is not None and _TEXT is not None
-    images, tokens, people = [], [], []
-    maps: dict[str, list[Image]] = {name: [] for name in _made_with(truth, framed)}
-    for at, seed in enumerate(seeds):
-        scene = make_scene(seed, _LIBRARY, size, truth=truth, framed=framed)
-        rng = random.Random(seed)
-        images.append(scene.image)
-        captions = [vary_caption(scene.caption, rng) for _ in range(CAPTIONS)]
-        tokens.append(_TEXT.tokenize(captions).numpy().astype(np.int32))
-        if not framed:
-            maps["canny"].append(canny_hint(scene.image, rng))
-        if scene.truth is None:
-            continue
-        maps["depth"].append(depth_hint(scene, rng))
-        maps["normal"].append(normal_hint(scene, rng))
-        maps["seg"].append(scene.truth.segmentation)
-        if scene.people or seed % 8 == 0:
-            people.append(at)
-            maps["openpose"].append(openpose_hint(scene, rng))
-    shape = {"openpose": (0, size, size, 3)}
-    stacked = {k: np.stack(v) if v else np.zeros(shape[k], np.uint8) for k, v in maps.items()}
-    return Piece(np.stack(images), np.stack(tokens), stacked, np.array(people, np.int64))
 
 
 @dataclass(slots=True)
@@ -146,12 +79,18 @@ class SceneStream:
         self.latents = torch.empty(shape, dtype=torch.float16, device=device)
         length = text.config.context_length
         self.tokens = torch.zeros(count, CAPTIONS, length, dtype=torch.int32, device=device)
+        self.places = torch.zeros(count, NEAR_BY, 2, dtype=torch.int8, device=device)
         self.empty = text.tokenize([""]).to(device)
-        self.maps = {name: self._room(name) for name in _made_with(truth=True, framed=framed)}
+        self.maps = {name: self._room(name) for name in made_with(truth=True, framed=framed)}
         self.cached: dict[str, NDArray[np.int64]] = {}  # of maps made before: their scenes, in order
         self.ready = 0
         self.failed: Exception | None = None
         self.palette = torch.from_numpy(class_colours()).to(device)
+        seg = self.with_truth if "seg" in self.maps else 0
+        # Which of the maps of classes show which class.
+        self.classes = torch.zeros(
+            len(self.palette), seg, dtype=torch.bool, device=device
+        )  # which show which
 
     def _room(self, name: str) -> Maps:
         count = self.count if name in OF_ALL else self.with_truth
@@ -203,11 +142,16 @@ class SceneStream:
         pictures = torch.from_numpy(piece.images).to(self.device).permute(0, 3, 1, 2)
         self.latents[first:last] = self.vae.encode(pictures.float().div_(127.5).sub_(1.0)).half()
         self.tokens[first:last] = torch.from_numpy(piece.tokens).to(self.device)
+        self.places[first:last] = torch.from_numpy(piece.places).to(self.device)
         for name, made in piece.maps.items():
             room = self.maps[name]
             begin = room.count
             end = min(begin + len(made), len(room.values))
             room.values[begin:end] = torch.from_numpy(made[: end - begin]).to(self.device)
+            if name == "seg":
+                few = room.values[begin:end, STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE].flatten(1)
+                for one in few.unique().tolist():
+                    self.classes[one, begin:end] = (few == one).float().mean(1) >= SHOWN
             if name == "openpose":
                 people = torch.from_numpy(piece.people[: end - begin]).to(self.device)
                 room.scenes[begin:end] = people + first
@@ -238,20 +182,57 @@ class SceneStream:
         which = self._numbers(self.ready, size, generator)
         return BaseBatch(self.latents[which].float(), self._context(which, 0.0, generator))
 
-    def draw_control(self, name: str, size: int, generator: torch.Generator) -> ControlBatch:
-        """Draw latents, captions and maps of ``size`` scenes for the control ``name``."""
+    def draw_control(
+        self, name: str, size: int, generator: torch.Generator, close: Sequence[int] = ()
+    ) -> ControlBatch:
+        """Draw latents, captions and maps of ``size`` scenes for the control ``name``.
+
+        Every second one of the maps of classes shows a class drawn before it, so that rare ones are seen.
+        With ``close`` half of the batches are of squares of one of those sides in pixels, which show a thing
+        from near by: as many as have a batch's pixels.
+
+        Raises:
+            SuiteError: no scene with such a map is there.
+            ValueError: a side is none of a square of these scenes.
+        """
+        check_sides(close, self.size)
+        side = self._side(close, generator)
+        size *= (self.size // side) ** 2
         generator = on_device(generator, self.device)
         room = self.maps[name]
         rows = self._numbers(room.count, size, generator)
+        if name == "seg":
+            rows[::2] = self._showing(len(rows[::2]), generator, rows[::2])
         which = room.scenes[rows]
-        maps = room.values[rows]
+        factor = self.vae.factor
+        x_0, cells = self.latents.permute(0, 2, 3, 1), self.size // factor
+        begin = torch.zeros(size, 2, dtype=torch.long, device=self.device)
+        if side < self.size:
+            places = self.places[which, self._numbers(NEAR_BY, size, generator)]
+            begin = corners(places, PLACE / factor, cells, side // factor, generator)
+        maps = squares(room.values, rows, begin * factor, side)
         if name == "seg":
             maps = self.palette[maps.int()]
         elif maps.ndim == 3:
             maps = maps[..., None].expand(-1, -1, -1, 3)
         hint = maps.contiguous().permute(0, 3, 1, 2).float().div_(255.0)
         context = self._context(which, EMPTY_PROMPTS, generator)
-        return ControlBatch(self.latents[which].float(), context, hint)
+        cut = squares(x_0, which, begin, side // factor).permute(0, 3, 1, 2).float()
+        return ControlBatch(cut.contiguous(), context, hint)
+
+    def _side(self, close: Sequence[int], generator: torch.Generator) -> int:
+        if not close or float(torch.rand((), generator=generator, device=generator.device)) >= CLOSE_SHARE:
+            return self.size
+        return close[int(torch.randint(len(close), (), generator=generator, device=generator.device))]
+
+    def _showing(self, size: int, generator: torch.Generator, others: Tensor) -> Tensor:
+        """Draw ``size`` rows of maps of classes, each of one that shows a class drawn first."""
+        shown = self.classes[:, : self.maps["seg"].count]
+        shown = shown[shown.any(1)]
+        if not len(shown):
+            return others
+        drawn = shown[self._numbers(len(shown), size, generator)].float()
+        return torch.multinomial(drawn, 1, generator=generator)[:, 0]
 
     def _numbers(self, below: int, size: int, generator: torch.Generator) -> Tensor:
         self._check()

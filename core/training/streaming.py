@@ -18,7 +18,9 @@ from core.training.base import FRAMED_SHARE, BaseBatch
 from core.training.export import export_base, export_control
 from core.training.grow import grown
 from core.training.loop import LoopConfig, Trainer
-from core.training.streamed import DRAWN, SceneStream
+from core.training.near import check_sides
+from core.training.pieces import DRAWN
+from core.training.streamed import SceneStream
 from core.training.together import BASE, train_together
 from core.training.toyworld.sprites import SpriteLibrary
 from core.weights.checkpoint import BaseNetworks, load_base, load_control
@@ -33,7 +35,8 @@ class StreamedRun:
 
     ``start`` and ``ckpts`` are folders of exported files; ``data`` holds the maps that are not made with the
     scenes. The first ``with_truth`` of ``scenes`` scenes have all maps. The base's own steps learn from
-    so many ``framed`` scenes too, see ``SceneBatches``. ``export_every`` are minutes.
+    so many ``framed`` scenes too, see ``SceneBatches``. ``close`` is as for ``SceneStream.draw_control``.
+    ``export_every`` are minutes.
     """
 
     start: Path
@@ -45,6 +48,7 @@ class StreamedRun:
     with_truth: int
     workers: int
     framed: int = 0
+    close: Sequence[int] = ()
     compiled: bool = False
     export_every: float | None = None
 
@@ -110,9 +114,11 @@ def train_streamed(
     Raises:
         FileNotFoundError: maps are missing; names the command that makes them.
         SuiteError: the scenes cannot be made.
+        ValueError: ``run.close`` is no side of a square of the scenes.
     """
     torch.manual_seed(loop.seed)
-    torch.backends.cudnn.benchmark = True  # all batches are of one size
+    torch.backends.cudnn.benchmark = True  # batches are of few sizes
+    check_sides(run.close, config.resolution)
     names = [name for name in dict.fromkeys(run.turns) if name != BASE]
     base, nets = load_grown(config, run.start, names)
     text = base.text.to(device)
@@ -147,7 +153,7 @@ def train_streamed(
     trained = train_together(
         config,
         base.unet,
-        {name: partial(stream.draw_control, name, run.batch_size) for name in names},
+        {name: partial(stream.draw_control, name, run.batch_size, close=run.close) for name in names},
         run.turns,
         loop,
         batch_size=run.batch_size,

@@ -24,7 +24,9 @@ from core.training.data import to_tensor
 from core.training.export import export_base, export_control
 from core.training.hints import canny_hint, depth_hint, openpose_hint
 from core.training.loop import LoopConfig
-from core.training.streamed import CAPTIONS, CHUNK, SceneStream, make_piece, start_worker
+from core.training.near import NOWHERE, Close, corners, place_of_thing
+from core.training.pieces import CAPTIONS, make_piece, start_worker
+from core.training.streamed import CHUNK, SceneStream
 from core.training.streaming import StreamedRun, draw_framed, train_streamed
 from core.training.toyworld.scene import Scene, make_scene
 from core.weights.checkpoint import load_base, load_control
@@ -102,6 +104,71 @@ def test_batches_are_drawn_by_the_generator_alone_and_maps_are_in_the_apps_colou
     assert base.x_0.shape[0] == base.context.shape[0] == 6 and not base.context.requires_grad
 
 
+def _edges_alone(stream: SceneStream, side: int) -> SceneStream:
+    """A stream of four scenes of ``side`` pixels whose latents tell what their edges are."""
+    vae = AutoencoderKL(stream.vae.config).requires_grad_(False)
+    made = SceneStream(LIBRARY, vae, stream.text, 4, 4, size=side, device=CPU)
+    start_worker(LIBRARY, stream.text.config)
+    made._add(make_piece(range(4), side, truth=True))
+    edges = made.maps["canny"].values[:, None].float() / 255
+    made.latents[:] = torch.nn.functional.max_pool2d(edges, 8).half()
+    return made
+
+
+def test_half_of_the_batches_show_things_from_near_by_as_their_maps_do(stream: SceneStream) -> None:
+    small = _edges_alone(stream, 128)
+    sizes = []
+    for seed in range(24):
+        batch = small.draw_control("canny", 2, torch.Generator().manual_seed(seed), close=(64,))
+        again = small.draw_control("canny", 2, torch.Generator().manual_seed(seed), close=(64,))
+        assert torch.equal(batch.x_0, again.x_0) and torch.equal(batch.hint, again.hint)
+        assert len(batch.context) == len(batch.x_0)
+        sizes.append((len(batch.x_0), batch.hint.shape[-1]))
+        # The stand-in latents of a cell are the map's brightest pixel in it.
+        brightest = torch.nn.functional.max_pool2d(batch.hint[:, :1], 8)
+        assert torch.equal(batch.x_0[:, :1], brightest)
+    assert set(sizes) == {(2, 128), (8, 64)} and 5 < sizes.count((8, 64)) < 19
+    with pytest.raises(ValueError, match="--close is 100"):
+        small.draw_control("canny", 2, torch.Generator(), close=(100,))
+
+
+def test_places_of_things_are_kept_and_a_square_holds_one_wherever_that_is() -> None:
+    rng = random.Random(0)
+    shown = np.zeros((8, 8), np.bool_)
+    assert place_of_thing(shown, rng) == (NOWHERE, NOWHERE)
+    shown[0, 0] = shown[4:8, 4:8] = True
+    found = [place_of_thing(shown, rng) for _ in range(400)]
+    assert all(shown[place] for place in found)
+    assert 160 < found.count((0, 0)) < 240  # by its places it would be one in 17
+    for place in [(0, 0), (3, 7), (7, 2)]:
+        places = torch.tensor(place).expand(600, 2)
+        made = corners(places, 2.0, 16, 8, torch.Generator().manual_seed(1))
+        at = torch.tensor(place) * 2 + 1
+        assert (made >= 0).all() and (made <= 8).all()
+        assert (made <= at).all() and (made + 8 > at).all()
+        close = Close(1, 64, np.zeros((1, 8, 8), np.bool_))
+        close.shown[0][place] = True
+        wanted = {close.corner(0, 16, 8, random.Random(seed)) for seed in range(1500)}
+        assert {tuple(corner) for corner in made.tolist()} == wanted
+    anywhere = corners(torch.full((900, 2), NOWHERE), 2.0, 16, 8, torch.Generator().manual_seed(1))
+    assert len({tuple(corner) for corner in anywhere.tolist()}) == 81
+
+
+def test_maps_of_rare_classes_are_drawn_as_often_as_others(small: ModelConfig) -> None:
+    vae = AutoencoderKL(small.vae).requires_grad_(False)
+    stream = SceneStream(LIBRARY, vae, _text(small), 40, 40, size=SIDE, device=CPU)
+    start_worker(LIBRARY, small.text)
+    piece = make_piece(range(40), SIDE, truth=True)
+    piece.maps["seg"][:] = 3
+    piece.maps["seg"][7, :16, :32] = 100
+    piece.maps["seg"][9, 0, 0] = 80  # too little to be shown
+    stream._add(piece)
+    assert stream.classes.sum(1).nonzero()[:, 0].tolist() == [3, 100]
+    hints = stream.draw_control("seg", 400, torch.Generator().manual_seed(0)).hint * 255
+    rare = torch.tensor(PALETTE[100], dtype=torch.float32)[:, None, None]
+    assert 75 < int((hints.round() == rare).all(1).flatten(1).any(1).sum()) < 140  # of a half a half, and few
+
+
 def _maps_on_disk(folder: Path, name: str, scenes: list[int]) -> None:
     folder.mkdir(exist_ok=True)
     np.save(folder / f"hints_{name}.npy", np.full((len(scenes), SIDE, SIDE), 255, np.uint8))
@@ -162,7 +229,7 @@ def test_base_and_controls_learn_from_the_stream_and_are_exported_grown(
     large = replace(small, unet=replace(small.unet, level_res_blocks=[1, 2]))
     run = StreamedRun(
         start, ckpts, tmp_path / "maps", ("base", "canny", "mlsd"), batch_size=2, scenes=CHUNK, with_truth=4,
-        workers=1, framed=CHUNK, export_every=0.0,
+        workers=1, framed=CHUNK, export_every=0.0, close=(SIDE,),
     )  # fmt: skip
     train_streamed(
         large, LIBRARY, run, LoopConfig(output=tmp_path / "run", steps=3, warmup=1, muon=True), CPU
@@ -172,6 +239,8 @@ def test_base_and_controls_learn_from_the_stream_and_are_exported_grown(
         load_control(large, ckpts / f"{n}.safetensors", device=CPU, dtype=torch.float32)
         for n in ("canny", "mlsd")
     ]
+    with pytest.raises(ValueError, match=r"--close is 128: .* at most 64"):
+        train_streamed(large, LIBRARY, replace(run, close=(128,)), LoopConfig(output=tmp_path, steps=1), CPU)
     assert not torch.equal(base.unet.get_parameter("out.2.weight"), unet.get_parameter("out.2.weight"))
     trunk = "input_blocks.4.0.in_layers.2.weight"
     assert torch.equal(nets[0].get_parameter(trunk), nets[1].get_parameter(trunk))
