@@ -6,17 +6,17 @@ Source: averaged weights, Izmailov et al. 2018 (arXiv 1803.05407); model soups, 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from core.training.hints import CONTROLS
 from core.training.together import BASE
 from core.weights.formats import OVER, TensorFile, open_layers, open_tensors
+from core.weights.writing import write_state
 
 
 def average(folders: Sequence[Path], output: Path, weights: Sequence[float] | None = None) -> list[str]:
@@ -47,16 +47,13 @@ def average(folders: Sequence[Path], output: Path, weights: Sequence[float] | No
     for file in files:  # all of them before anything is written
         _check_alike([open_layers(folder / file) for folder in folders])
     below = [open_tensors(folders[0] / file).metadata.get(OVER) for file in files]
-    output.mkdir(parents=True, exist_ok=True)
     for file, over in sorted(zip(files, below, strict=True), key=lambda pair: pair[1] is not None):
         layers = [open_layers(folder / file) for folder in folders]
         tensors = _mean(layers, [weight / sum(weights) for weight in weights])
         if over is not None:  # as it was written: what lies beneath is not written again
             trunk = load_file(output / over)
             tensors = {key: value for key, value in tensors.items() if not torch.equal(value, trunk[key])}
-        partial = (output / file).with_suffix(".partial")
-        save_file(tensors, partial, metadata=dict(open_tensors(folders[-1] / file).metadata))
-        os.replace(partial, output / file)
+        write_state(output / file, tensors, open_tensors(folders[-1] / file).metadata)
     return names
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from core.config import ModelConfig, with_variant
@@ -21,6 +21,7 @@ from core.models.variants import AnyControlNet
 from core.training.controlled import ControlledUNet
 from core.weights import convert
 from core.weights.formats import OVER, open_tensors
+from core.weights.writing import write_state
 
 MODEL = "model.yaml"
 
@@ -33,13 +34,10 @@ def _half(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _save(tensors: dict[str, Tensor], path: Path, config: ModelConfig, over: Path | None = None) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
     metadata = {"format": "controlnet-suite", "config": OmegaConf.to_yaml(config)}
     if over is not None:
         metadata[OVER] = over.name
-    save_file(tensors, partial, metadata=metadata)
-    os.replace(partial, path)
+    write_state(path, tensors, metadata)
 
 
 def export_base(config: ModelConfig, unet: UNet, vae: AutoencoderKL, text: TextEncoder, path: Path) -> None:

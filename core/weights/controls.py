@@ -17,14 +17,13 @@ from core.weights.published import (
     BaseParts,
     base_entries,
     config_of,
-    constant,
     entry,
     open_base,
     own_metadata,
     part_entries,
 )
 from core.weights.recognise import recognise
-from core.weights.writing import Entry, check_output, write_tensors
+from core.weights.writing import Entry, check_output, constant, write_tensors
 
 FP32 = torch.float32
 MARK = CONTROL + "difference"

@@ -26,7 +26,6 @@ from core.weights.published import (
     BaseParts,
     base_entries,
     config_of,
-    constant,
     entry,
     open_base,
     own_metadata,
@@ -34,7 +33,7 @@ from core.weights.published import (
 )
 from core.weights.recognise import FORMAT, control_title, recognise
 from core.weights.vae_file import DIFFUSERS_FILE, open_vae
-from core.weights.writing import Entry, WriteError, check_output, write_tensors
+from core.weights.writing import Entry, WriteError, check_output, constant, write_tensors
 
 Entries = dict[str, Entry]
 OWN = "controlnet-suite"  # in the metadata: the config of a model of this project

@@ -12,9 +12,9 @@ from core.weights.checkpoint import open_control
 from core.weights.controls import MARK
 from core.weights.convert import CONTROL, is_difference
 from core.weights.formats import TensorFile, open_layers
-from core.weights.published import base_entries, config_of, constant, open_base, own_metadata, part_entries
+from core.weights.published import base_entries, config_of, open_base, own_metadata, part_entries
 from core.weights.recognise import recognise
-from core.weights.writing import Entry, check_output, write_tensors
+from core.weights.writing import Entry, check_output, constant, write_tensors
 
 
 def merge(

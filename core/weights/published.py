@@ -22,11 +22,11 @@ from core.weights.checkpoint import (
     plan_base,
 )
 from core.weights.convert import HF_TEXT, TEXT, UNET, VAE, hf_text_keys
-from core.weights.formats import TensorFile, TensorInfo
+from core.weights.formats import TensorFile
 from core.weights.parts import Part
 from core.weights.prediction import predicted
 from core.weights.recognise import FORMAT, recognise
-from core.weights.writing import Entry
+from core.weights.writing import Entry, constant
 
 POSITIONS = HF_TEXT + "text_model.embeddings.position_ids"
 UNUSED_TEXT = (TEXT + "model.text_projection", TEXT + "model.logit_scale")  # of open_clip's files
@@ -128,11 +128,6 @@ def _hf_entries(text: Part) -> dict[str, Entry]:
 def as_stored(file: TensorFile, key: str) -> Entry:
     """Return one of a file's tensors as it is."""
     return Entry(file.tensors[key], lambda: file.read(key))
-
-
-def constant(value: Tensor) -> Entry:
-    """Return a tensor that is made already."""
-    return Entry(TensorInfo(tuple(value.shape), value.dtype), lambda: value)
 
 
 def schedule_buffers(config: ModelConfig) -> dict[str, Tensor]:

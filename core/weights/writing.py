@@ -43,6 +43,11 @@ class Entry:
         return Entry(TensorInfo(self.info.shape, dtype), self.make)
 
 
+def constant(value: Tensor) -> Entry:
+    """Return a tensor that is made already."""
+    return Entry(TensorInfo(tuple(value.shape), value.dtype), lambda: value)
+
+
 def check_output(path: Path, *, overwrite: bool, suffix: str = SUFFIX) -> None:
     """Check that ``path`` may be written, before any work; an empty ``suffix`` means a folder.
 
@@ -90,6 +95,19 @@ def write_tensors(
             file.write(_raw(key, entry))
             bar.update(entry.info.nbytes)
     return size
+
+
+def write_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
+    """Write ``tensors`` as a .safetensors file, over one that is there; return its size in bytes.
+
+    Folders that are missing are made; the former file stays until the new one is whole.
+
+    Raises:
+        WriteError: the disk is full, or the folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    entries = {key: constant(value.detach().cpu()) for key, value in tensors.items()}
+    return write_tensors(path, entries, metadata, overwrite=True)
 
 
 def _header(infos: list[tuple[str, TensorInfo]], metadata: Mapping[str, str]) -> bytes:

@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from core.weights.formats import TensorInfo, open_tensors
-from core.weights.published import constant
-from core.weights.writing import Entry, WriteError, write_tensors
+from core.weights.writing import Entry, WriteError, constant, write_state, write_tensors
 
 
 def entries() -> dict[str, Entry]:
@@ -84,6 +83,24 @@ def test_a_file_may_be_written_over_the_one_that_it_is_made_of(tmp_path: Path) -
 
     write_tensors(path, {key: read(key) for key in file.tensors}, overwrite=True)
     assert all(torch.equal(value, entries()[key].make()) for key, value in load_file(path).items())
+
+
+def test_trained_tensors_replace_a_file_and_may_be_read_by_others(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "model.safetensors"
+    tensors = {"half": torch.randn(3, 5).half(), "turned": torch.randn(4, 2).T, "whole": torch.arange(7)}
+    for metadata in ({"a": "1"}, {"b": "2"}):
+        learned = {k: v.requires_grad_(v.is_floating_point()) for k, v in tensors.items()}
+        size = write_state(path, learned, metadata)
+        assert size == path.stat().st_size
+        with safe_open(path, "pt") as file:
+            assert file.metadata() == metadata
+        read = load_file(path)
+        assert set(read) == set(tensors)
+        assert all(torch.equal(read[k], v) and read[k].dtype == v.dtype for k, v in tensors.items())
+    other = tmp_path / "other"
+    other.touch()
+    assert path.stat().st_mode == other.stat().st_mode
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 @pytest.mark.parametrize(

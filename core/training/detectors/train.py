@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Generator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -13,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from core.runtime.device import autocast
@@ -25,6 +24,7 @@ from core.training.loop import LoopConfig, Trainer
 from core.training.norms import settle
 from core.training.toyworld.scene import make_scene
 from core.training.toyworld.sprites import SpriteLibrary
+from core.weights.writing import write_state
 
 TASKS: dict[str, Task] = {"depth": DepthTask(), "pose": PoseTask(), "segmentation": SegmentationTask()}
 NORM_BATCHES = 40  # from which the normalisations' means are taken in the end
@@ -150,12 +150,9 @@ def _loss(task: Task, net: nn.Module, batch: Batch, device: torch.device) -> Ten
 
 def export_detector(task: Task, net: nn.Module, path: Path) -> None:
     """Write a trained network as float16 safetensors, its configuration in the metadata."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     half = {
         key: value.detach().half().contiguous()
         for key, value in task.exported(net).items()
         if value.is_floating_point()
     }
-    partial = path.with_suffix(".partial")
-    save_file(half, partial, metadata={"format": "controlnet-suite", "config": task.config()})
-    os.replace(partial, path)
+    write_state(path, half, {"format": "controlnet-suite", "config": task.config()})
