@@ -57,7 +57,7 @@ class Samples:
 
     def __call__(self, generator: torch.Generator) -> Sample:
         """Draw one sample."""
-        rows = self.cached.draw(self.size, len(self.dataset.latents), generator, one_in=1)
+        rows = self.cached.draw(self.size, len(self.dataset.latents), generator)
         which, hints = self.cached.scenes[rows], self.cached.hints[rows]
         scenes = self.dataset.scenes
         return Sample(

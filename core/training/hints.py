@@ -251,16 +251,14 @@ class CachedHints:
         hints = np.load(path, mmap_mode="r")
         return cls(hints, np.array(which, np.int64), rows_by_class(hints) if control == "seg" else ())
 
-    def draw(
-        self, size: int, scenes: int, generator: torch.Generator, *, one_in: int = 2
-    ) -> NDArray[np.int64]:
+    def draw(self, size: int, scenes: int, generator: torch.Generator) -> NDArray[np.int64]:
         """Draw ``size`` rows of hints of the first so many ``scenes``.
 
-        One in so many of the maps of classes shows a class drawn before it, so that rare ones are seen.
+        Every second one of the maps of classes shows a class drawn before it, so that rare ones are seen.
         """
         usable = int((self.scenes < scenes).sum())
         rows: NDArray[np.int64] = torch.randint(usable, (size,), generator=generator).numpy()
-        for i in range(0, size if self.by_class else 0, one_in):
+        for i in range(0, size if self.by_class else 0, 2):
             one, row = torch.randint(2**31, (2,), generator=generator).tolist()
             showing = self.by_class[one % len(self.by_class)]
             showing = showing[showing < usable]
