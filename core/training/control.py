@@ -21,7 +21,7 @@ from core.training.data import LatentScenes, shown_things
 from core.training.diffusion import DiffusionLoss, draw
 from core.training.hints import CONTROLS, HINT_MAKERS, CachedHints, canny_hint
 from core.training.loop import LoopConfig, Trainer
-from core.training.near import CLOSE_SHARE, Close, check_sides
+from core.training.near import CLOSE_SHARE, Close, as_many, check_sides
 from core.training.start import load_start
 
 EMPTY_PROMPTS = 0.3  # so that the ControlNet learns to read the hint without being told what it shows
@@ -66,7 +66,7 @@ def close_squares(data: Path, scenes: LatentScenes, batch_size: int, sides: Sequ
     """
     whole, shown = scenes.scenes.images.shape[1], shown_things(data)
     check_sides(sides, whole)
-    return [Close(batch_size * whole**2 // side**2, side, shown) for side in sides]
+    return [Close(as_many(batch_size, whole, side), side, shown) for side in sides]
 
 
 class SceneControlBatches:

@@ -31,6 +31,11 @@ def check_sides(sides: Sequence[int], whole: int) -> None:
             )
 
 
+def as_many(size: int, whole: int, side: int) -> int:
+    """Return how many squares of ``side`` pixels have the pixels of ``size`` scenes of ``whole``."""
+    return size * whole**2 // side**2
+
+
 def place_of_thing(shown: NDArray[np.bool_], rng: random.Random) -> tuple[int, int]:
     """Return row and column of a place where ``shown`` (h, w) has a thing, or NOWHERE twice if it has none.
 

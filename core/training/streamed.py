@@ -29,7 +29,7 @@ from core.training.control import EMPTY_PROMPTS, ControlBatch
 from core.training.data import PLACE
 from core.training.diffusion import on_device
 from core.training.hints import SHOWN, STRIDE, CachedHints, class_colours
-from core.training.near import CLOSE_SHARE, check_sides, corners, squares
+from core.training.near import CLOSE_SHARE, as_many, check_sides, corners, squares
 from core.training.pieces import CAPTIONS, NEAR_BY, OF_ALL, Piece, made_with, make_piece, start_worker
 from core.training.toyworld.sprites import SpriteLibrary
 from core.training.vae_init import without_idle_branches
@@ -88,9 +88,7 @@ class SceneStream:
         self.palette = torch.from_numpy(class_colours()).to(device)
         seg = self.with_truth if "seg" in self.maps else 0
         # Which of the maps of classes show which class.
-        self.classes = torch.zeros(
-            len(self.palette), seg, dtype=torch.bool, device=device
-        )  # which show which
+        self.classes = torch.zeros(len(self.palette), seg, dtype=torch.bool, device=device)
 
     def _room(self, name: str) -> Maps:
         count = self.count if name in OF_ALL else self.with_truth
@@ -197,7 +195,7 @@ class SceneStream:
         """
         check_sides(close, self.size)
         side = self._side(close, generator)
-        size *= (self.size // side) ** 2
+        size = as_many(size, self.size, side)
         generator = on_device(generator, self.device)
         room = self.maps[name]
         rows = self._numbers(room.count, size, generator)

@@ -24,7 +24,7 @@ from core.training.data import to_tensor
 from core.training.export import export_base, export_control
 from core.training.hints import canny_hint, depth_hint, openpose_hint
 from core.training.loop import LoopConfig
-from core.training.near import NOWHERE, Close, corners, place_of_thing
+from core.training.near import NOWHERE, Close, as_many, corners, place_of_thing
 from core.training.pieces import CAPTIONS, make_piece, start_worker
 from core.training.streamed import CHUNK, SceneStream
 from core.training.streaming import StreamedRun, draw_framed, train_streamed
@@ -128,8 +128,14 @@ def test_half_of_the_batches_show_things_from_near_by_as_their_maps_do(stream: S
         brightest = torch.nn.functional.max_pool2d(batch.hint[:, :1], 8)
         assert torch.equal(batch.x_0[:, :1], brightest)
     assert set(sizes) == {(2, 128), (8, 64)} and 5 < sizes.count((8, 64)) < 19
+    many = [len(stream.draw_control("canny", 9, torch.Generator().manual_seed(s)).x_0) for s in range(3)]
+    assert many == [9, 9, 9]
     with pytest.raises(ValueError, match="--close is 100"):
         small.draw_control("canny", 2, torch.Generator(), close=(100,))
+
+
+def test_squares_of_every_side_fill_a_batchs_pixels() -> None:
+    assert [as_many(32, 256, side) for side in (256, 192, 128, 64)] == [32, 56, 128, 512]
 
 
 def test_places_of_things_are_kept_and_a_square_holds_one_wherever_that_is() -> None:
