@@ -190,14 +190,14 @@ def evaluate_demo(count: int, steps: int, runs: Path, picture: Path | None, batc
 
 
 def train_judge(runs: Path, loop_minutes: float | None, device: torch.device) -> str:
-    """Train the classifier on the sprites; return how often it is right itself."""
+    """Train the judge on the sprites; return how often it is right itself."""
     from core.training.classifier import accuracy, load_or_train, single_things
 
     library = SpriteLibrary.load()
-    net = load_or_train(library, runs, device, minutes=loop_minutes)
+    judge = load_or_train(library, runs, device, minutes=loop_minutes)
     scenes = single_things(library, 256)
-    right = accuracy(net, scenes, [scene.image for scene in scenes])
-    return f"{right:.1%} of 256 held-out scenes of one thing, among {len(net.names)} things"
+    right = accuracy(judge, scenes, [scene.image for scene in scenes])
+    return f"{right:.1%} of 256 held-out scenes of one thing, among {len(judge.names)} things"
 
 
 def evaluate_control(control: str, count: int, steps: int, picture: Path | None, batch: int = 1) -> str:

@@ -17,7 +17,7 @@ from core.models.controlnet import ControlNet
 from core.models.vae import AutoencoderKL
 from core.pipeline import ControlNetPipeline
 from core.request import ControlUnit, Request
-from core.training.classifier import Classifier, accuracy, single_things
+from core.training.classifier import Judge, accuracy, single_things
 from core.training.data import to_tensor
 from core.training.evaluate_controls import HEADER, Drawn, Obedience, obedience
 from core.training.hints import CONTROLS, in_colour, plain_hint
@@ -105,7 +105,7 @@ def drawn_sizes(pipe: ControlNetPipeline, base: Request) -> str:
 def evaluate(
     pipe: ControlNetPipeline,
     library: SpriteLibrary,
-    classifier: Classifier,
+    judge: Judge,
     count: int,
     *,
     steps: int = 20,
@@ -124,7 +124,7 @@ def evaluate(
             log.warning("%s is not measured. %s", control, error)
     figures = [
         ("VAE, PSNR", f"{psnr(pipe.networks.vae, drawn.sets[False][:64]):.1f} dB", ""),
-        *_words(drawn, library, classifier),
+        *_words(drawn, library, judge),
         ("an untrained ControlNet changes nothing, bit for bit", str(starts_as_nothing(pipe)).lower(), ""),
         ("other sizes that come out", drawn_sizes(pipe, drawn.base), ""),
         _speed(drawn, steps),
@@ -138,7 +138,7 @@ def _speed(drawn: Drawn, steps: int) -> tuple[str, str, str]:
     return f"seconds a picture, {steps} steps, after the first{how}", f"{np.median(later):.2f}", ""
 
 
-def _words(drawn: Drawn, library: SpriteLibrary, net: Classifier) -> list[tuple[str, str, str]]:
+def _words(drawn: Drawn, library: SpriteLibrary, judge: Judge) -> list[tuple[str, str, str]]:
     """Say in how many pictures the named thing and the named colours are."""
     scenes = single_things(library, drawn.count, drawn.pipe.resolution)
     requests = [replace(drawn.base, prompt=scene.caption, seed=i) for i, scene in enumerate(scenes)]
@@ -146,7 +146,7 @@ def _words(drawn: Drawn, library: SpriteLibrary, net: Classifier) -> list[tuple[
     free = drawn.draw(requests, "one thing")
     led = [replace(request, controls=(unit,)) for request, unit in zip(requests, units, strict=True)]
     edges = drawn.draw(led, "one thing, canny")
-    judge = f"the scenes themselves {accuracy(net, scenes, [s.image for s in scenes]):.0%}"
+    itself = f"the scenes themselves {accuracy(judge, scenes, [s.image for s in scenes]):.1%}"
     chance = f"chance {1 / len(SHIFT_COLORS):.0%}"
     shown = [*zip(scenes, edges, strict=True),
              *zip(drawn.sets[False], drawn.pictures("canny", False), strict=True)]  # fmt: skip
@@ -154,8 +154,8 @@ def _words(drawn: Drawn, library: SpriteLibrary, net: Classifier) -> list[tuple[
     backdrops = _backdrops(drawn)
     thing = f"{len(scenes)} pictures of one thing"
     return [
-        (f"named thing found, no control ({thing})", f"{accuracy(net, scenes, free):.0%}", judge),
-        (f"named thing found, with Canny edges ({thing})", f"{accuracy(net, scenes, edges):.0%}", judge),
+        (f"named thing found, no control ({thing})", f"{accuracy(judge, scenes, free):.0%}", itself),
+        (f"named thing found, with Canny edges ({thing})", f"{accuracy(judge, scenes, edges):.0%}", itself),
         (f"the thing has the named colour, with Canny edges ({len(colours)} repainted things)",
          f"{np.mean(colours):.0%}" if colours else "none", chance),
         (f"the backdrop has the named colour, no control ({len(backdrops)} prompts)",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -12,6 +13,7 @@ from annotators.nets.uniformer import UniFormerConfig, UperNet
 from annotators.segmentation import MEAN, STD
 from core.training.detectors.task import Image, Task, Truth, mirrored
 from core.training.hints import photographed
+from core.training.soft import softly
 from core.training.toyworld.scene import Scene
 
 CONFIG = UniFormerConfig(dims=(32, 64, 96, 128), depths=(1, 2, 2, 1), head_dim=32, width=48, side=256)
@@ -36,9 +38,10 @@ class SegmentationTask(Task):
     def sample(self, scene: Scene, rng: random.Random) -> tuple[Image, Truth]:
         """Return a picture and its classes (H, W) uint8."""
         assert scene.truth is not None
-        seen, truth = mirrored(scene.image, (scene.truth.segmentation,), rng)
+        seen, (classes,) = mirrored(scene.image, (scene.truth.segmentation,), rng)
+        seen, classes = softly(seen, classes.astype(np.uint8, copy=False), rng)
         seen = photographed(seen, rng)
-        return (seen if rng.random() < RIGHT_ORDER else seen[:, :, ::-1]), truth
+        return (seen if rng.random() < RIGHT_ORDER else seen[:, :, ::-1]), (classes,)
 
     def loss(self, net: nn.Module, seen: Tensor, truth: tuple[Tensor, ...]) -> Tensor:
         """Return the cross-entropy, half of it with every class that occurs counted alike."""
