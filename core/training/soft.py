@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 Image = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 CELLS = 8  # of a side, each bent its own way
-BEND = 0.02  # of the side: how far places are moved at most, about
-BLOTCH = 0.2  # how much lighter or darker parts are at most, about
+BEND = 0.02  # of the side: how far places are moved, about
+BLOTCH = 0.2  # how much lighter or darker parts are, as shares, about
 BLUR = 0.01  # of the side, at most
 SOFT = 0.5  # of the pictures
 

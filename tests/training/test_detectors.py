@@ -111,6 +111,15 @@ def test_a_run_goes_on_with_the_next_samples_and_exports_what_loads(
     assert isinstance(loaded, uniformer.UperNet) and loaded.config.side == 256
 
 
+def test_classes_are_learned_from_softly_drawn_scenes_too() -> None:
+    scene = make_scene(3, LIBRARY, 256, truth=True)
+    assert scene.truth is not None
+    own = scene.truth.segmentation
+    learned = [SegmentationTask().sample(scene, random.Random(seed))[1][0] for seed in range(20)]
+    bent = [not np.array_equal(one, own) and not np.array_equal(one, own[:, ::-1]) for one in learned]
+    assert 4 <= sum(bent) <= 16
+
+
 @pytest.mark.parametrize("name", ["depth", "segmentation"])
 def test_a_new_run_goes_on_from_an_exported_detector(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

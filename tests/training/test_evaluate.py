@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -27,6 +28,7 @@ from core.training.classifier import (
     accuracy,
     as_from_memory,
     half_forgotten,
+    load_or_train,
     pasted,
     places,
     single_things,
@@ -36,6 +38,7 @@ from core.training.evaluate import evaluate, starts_as_nothing
 from core.training.evaluate_controls import Drawn, obedience
 from core.training.hints import CONTROLS
 from core.training.norms import settle
+from core.training.toyworld.places import PAINTERS
 from core.weights.registry import Registry
 from tests.training.test_toyworld import LIBRARY
 
@@ -231,6 +234,32 @@ def test_the_surer_of_the_judges_networks_has_its_way() -> None:
     picture = [np.zeros((64, 64, 3), np.uint8)]
     assert Judge([always(first, 3.0), always(second, 9.0)]).name(picture) == [second]
     assert Judge([always(first, 9.0), always(second, 3.0)]).name(picture) == [first]
+
+
+def test_each_network_of_the_judge_learns_from_its_own_softness_and_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("STEPS", 2), ("NORM_BATCHES", 1), ("PLACES", len(PAINTERS))):
+        monkeypatch.setattr(classifier, name, value)
+    seen: list[classifier.Softness] = []
+    real = classifier.pasted
+
+    def watched(library: Any, grounds: Any, softness: classifier.Softness, rng: random.Random) -> Any:
+        seen.append(softness)
+        return real(library, grounds, softness, rng)
+
+    monkeypatch.setattr(classifier, "pasted", watched)
+    judge = load_or_train(LIBRARY, tmp_path, torch.device("cpu"))
+    assert len(judge.networks) == len(SOFTNESS) == 2
+    learned = 3 * 64  # two steps, and a batch for the normalisations
+    assert seen == [SOFTNESS[0]] * learned + [SOFTNESS[1]] * learned
+    first, second = (net.head.weight for net in judge.networks)
+    assert not torch.equal(first, second)
+    seen.clear()
+    again = load_or_train(LIBRARY, tmp_path, torch.device("cpu"))
+    assert len(seen) == 2 * 64  # nothing is learned twice
+    assert torch.equal(again.networks[0].head.weight, first)
+    assert torch.equal(again.networks[1].head.weight, second)
 
 
 def test_settled_normalisations_have_the_mean_of_their_batches() -> None:
