@@ -207,6 +207,24 @@ def _feedback(args: argparse.Namespace, config: ModelConfig) -> None:
     )
 
 
+def _naming(args: argparse.Namespace, config: ModelConfig) -> None:
+    from core.training.namer import load_or_train_namers
+    from core.training.naming import train_naming
+    from core.training.toyworld.sprites import SpriteLibrary
+
+    device = _device(args)
+    train_naming(
+        config,
+        args.data,
+        args.framed,
+        args.ckpts,
+        load_or_train_namers(SpriteLibrary.load(), args.runs, device),
+        _loop(args, "naming"),
+        batch_size=args.batch,
+        device=device,
+    )
+
+
 def _stream(args: argparse.Namespace, config: ModelConfig) -> None:
     from core.training.streaming import StreamedRun, train_streamed
     from core.training.toyworld.sprites import SpriteLibrary
@@ -314,6 +332,7 @@ STAGES: dict[str, Callable[[argparse.Namespace, ModelConfig], None]] = {
     "control": _control,
     "controls": _controls,
     "feedback": _feedback,
+    "naming": _naming,
     "stream": _stream,
     "detector": _detector,
     "unpack": _unpack,

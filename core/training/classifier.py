@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -35,7 +36,8 @@ Image = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 SIDE = 128  # px: of what the network sees
 WIDTHS = (32, 64, 128, 256)
-STEPS = 5000  # of 64 sprites: a quarter of an hour on two cores, for each network
+BATCH = 64  # sprites
+STEPS = 5000  # a quarter of an hour on two cores, for each network
 HEIGHTS = (0.15, 0.85)  # of a thing, as shares of the picture's
 COARSE, FINE = 4, 9  # parts along a side of a thing, each bent and blotched its own way
 BEND = 0.05  # by how much of its size a thing is bent, about
@@ -44,6 +46,9 @@ STAIN = 0.12  # or how much is added to their colours, about, where 1 is from bl
 GONE = 1.5  # of a smooth noise of about 1: from where on parts of a thing are missing
 NORM_BATCHES = 20  # from which the normalisations' means are taken in the end
 PLACES = 256  # pictures of places, on which all sprites are pasted
+SEED_STRIDE = 1 << 32  # between the sprites of one seed and those of the next
+
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
 class Block(nn.Module):
@@ -105,27 +110,27 @@ class Judge:
         return [self.names[i] for i in torch.stack(said).mean(0).argmax(1).tolist()]
 
 
-def places(rng: random.Random) -> list[Image]:
-    """Return pictures (SIDE, SIDE, 3) uint8 of all kinds of places."""
+def places(rng: random.Random, side: int = SIDE) -> list[Image]:
+    """Return pictures (side, side, 3) uint8 of all kinds of places."""
     painters = list(PAINTERS.values())
-    return [painters[i % len(painters)](rng, SIDE, False).image for i in range(PLACES)]
+    return [painters[i % len(painters)](rng, side, False).image for i in range(PLACES)]
 
 
 def pasted(
     library: SpriteLibrary, grounds: Sequence[Image], softness: Softness, rng: random.Random
 ) -> tuple[Image, int]:
-    """Return a sprite, at times repainted, on a place, (SIDE, SIDE, 3) uint8, and its number there."""
+    """Return a sprite, at times repainted, on a place of ``grounds``, as large as that, and its number."""
     number = rng.randrange(len(library.specs))
     spec = library.specs[number]
     color = rng.choice([word for word in SHIFT_COLORS if word != spec.color]) if spec.shift else None
     sprite = library.sprite(spec.name, color if rng.random() < 0.6 else None)
     image = rng.choice(grounds).copy()
-    height = min(rng.uniform(*HEIGHTS), 0.95 / sprite.aspect)
-    size = max(4, round(height * SIDE * sprite.aspect)), max(4, round(height * SIDE))
+    whole, height = len(image), min(rng.uniform(*HEIGHTS), 0.95 / sprite.aspect)
+    size = max(4, round(height * whole * sprite.aspect)), max(4, round(height * whole))
     drawn = softness.change(sprite.at(*size).astype(np.float32), rng)
     if rng.random() < 0.5:
         drawn = drawn[:, ::-1]
-    x, y = (rng.randint(0, SIDE - side) for side in size)
+    x, y = (rng.randint(0, whole - side) for side in size)
     under = image[y : y + size[1], x : x + size[0]]
     mixed = drawn[..., :3] + under * (1 - drawn[..., 3:] / 255)
     under[:] = np.rint(mixed).clip(0, 255).astype(np.uint8)
@@ -171,18 +176,29 @@ class Softness:
 SOFTNESS = (Softness(as_from_memory, 1.5), Softness(half_forgotten, 2.5))  # for a network each
 
 
-def train_classifier(
-    library: SpriteLibrary, softness: Softness, loop: LoopConfig, *, batch_size: int, device: torch.device
-) -> Classifier:
-    """Train a network on pasted sprites; resumes from ``loop.output``; return the moving average."""
+def train_on_sprites(
+    build: Callable[[Sequence[str]], NetworkT],
+    library: SpriteLibrary,
+    softness: Softness,
+    loop: LoopConfig,
+    *,
+    side: int,
+    batch_size: int,
+    device: torch.device,
+) -> NetworkT:
+    """Train what ``build`` makes of the things' names on pasted sprites, pictures of ``side`` pixels.
+
+    It resumes from ``loop.output``; the moving average is returned.
+    """
     torch.manual_seed(loop.seed)
-    net = Classifier([spec.name for spec in library.specs])
+    net = build([spec.name for spec in library.specs])
     net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     trainer = Trainer(net.named_parameters(), loop)
-    grounds = places(random.Random(loop.seed))
+    grounds = places(random.Random(loop.seed), side)
+    first = loop.seed * SEED_STRIDE
 
     def loss(step: int, generator: torch.Generator | None = None) -> Tensor:
-        numbers = range(step * batch_size, (step + 1) * batch_size)
+        numbers = range(first + step * batch_size, first + (step + 1) * batch_size)
         samples = [pasted(library, grounds, softness, random.Random(number)) for number in numbers]
         pictures = to_tensor(np.stack([picture for picture, _ in samples]))
         pictures = pictures.to(device, memory_format=torch.channels_last)
@@ -196,6 +212,22 @@ def train_classifier(
     trainer.use_average()
     settle(net, lambda number: loss(loop.steps + number), NORM_BATCHES)
     return net.requires_grad_(False)
+
+
+def sprite_loop(output: Path, steps: int, minutes: float | None, seed: int = 0) -> LoopConfig:
+    """Return how long and how fast a network learns from sprites; ``minutes`` may end a run earlier."""
+    return LoopConfig(
+        output=output,
+        steps=steps,
+        minutes=minutes,
+        learning_rate=3e-3,
+        weight_decay=0.05,
+        warmup=20,
+        decay=steps * 7 // 10,
+        muon=True,
+        ema_decay=0.99,
+        seed=seed,
+    )
 
 
 def single_things(library: SpriteLibrary, count: int, size: int = 256) -> list[Scene]:
@@ -217,22 +249,17 @@ def load_or_train(
 
     It ends after so many ``minutes``, if given, shared by the networks.
     """
-
-    def network(number: int, softness: Softness) -> Classifier:
-        loop = LoopConfig(
-            output=runs / f"judge_{len(library.specs)}_{SIDE}_{number}",
-            steps=STEPS,
-            minutes=None if minutes is None else minutes / len(SOFTNESS),
-            learning_rate=3e-3,
-            weight_decay=0.05,
-            warmup=20,
-            decay=STEPS * 7 // 10,
-            muon=True,
-            ema_decay=0.99,
-        )
-        return train_classifier(library, softness, loop, batch_size=64, device=device)
-
-    return Judge([network(number, softness) for number, softness in enumerate(SOFTNESS)])
+    each = None if minutes is None else minutes / len(SOFTNESS)
+    outputs = [runs / f"judge_{len(library.specs)}_{SIDE}_{number}" for number in range(len(SOFTNESS))]
+    return Judge(
+        [
+            train_on_sprites(
+                Classifier, library, softness, sprite_loop(output, STEPS, each),
+                side=SIDE, batch_size=BATCH, device=device,
+            )
+            for output, softness in zip(outputs, SOFTNESS, strict=True)
+        ]
+    )  # fmt: skip
 
 
 def accuracy(judge: Judge, scenes: Sequence[Scene], pictures: Sequence[Image]) -> float:

@@ -20,6 +20,7 @@ def add_stages(commands: argparse._SubParsersAction) -> None:
     _add_autoencoder(commands)
     _add_base(commands)
     _add_controls(commands)
+    _add_naming(commands)
     _add_stream(commands)
     _add_detector(commands)
     _add_files(commands)
@@ -138,6 +139,18 @@ def _add_controls(commands: argparse._SubParsersAction) -> None:
     sub = _stage(commands, "feedback", "train a ControlNet by what a detector finds in its drawings")
     _training(sub, steps=600, rate=3e-4, batch=4)
     sub.add_argument("--control", required=True, choices=("mlsd", "openpose", "seg"), help="which control")
+    _ckpts(sub)
+
+
+def _add_naming(commands: argparse._SubParsersAction) -> None:
+    words = (
+        "train the base by whether small networks can name what it draws; they are trained first where "
+        "--runs lacks them"
+    )
+    sub = _stage(commands, "naming", words)
+    _training(sub, steps=600, rate=3e-4, batch=4)
+    words = "folder of scenes made with render --framed: what the drawings without a map should show"
+    sub.add_argument("--framed", type=Path, required=True, help=words)
     _ckpts(sub)
 
 

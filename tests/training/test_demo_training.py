@@ -281,10 +281,11 @@ def test_every_command_there_is_runs_something() -> None:
 
 
 @pytest.mark.parametrize(
-    "stage", ["decoder", "base", "control", "controls", "feedback", "stream", "detector"]
+    "stage", ["decoder", "base", "control", "controls", "feedback", "naming", "stream", "detector"]
 )
 def test_what_trains_takes_a_seed(stage: str) -> None:
-    needed = {"feedback": ["--control", "mlsd"], "detector": ["--detector", "depth"]}.get(stage, [])
+    options = {"feedback": "--control mlsd", "naming": "--framed framed", "detector": "--detector depth"}
+    needed = options.get(stage, "").split()
     loops = [_loop(parser().parse_args([stage, *needed, *given]), "run") for given in ([], ["--seed", "5"])]
     drawn = [step_generator(loop.seed, 0).initial_seed() for loop in loops]
     assert [loop.seed for loop in loops] == [0, 5] and drawn[0] != drawn[1]
