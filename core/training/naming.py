@@ -11,7 +11,8 @@ import copy
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from core.config import ModelConfig
-from core.models.unet import UNet
 from core.models.variants import AnyControlNet
 from core.runtime.device import CPU, autocast, for_training, training_attention, training_dtype
 from core.training.base import BaseBatch, SceneBatches, base_loss, open_framed
@@ -45,10 +45,15 @@ SIDES = (80, 96, 96, 112, 128)  # px: of what the namers are shown
 GRAIN = 0.08  # the most noise in it, where 2 is from black to white
 
 
-def named_thing(caption: str, names: Sequence[str]) -> int | None:
-    """Return the number of the one name in a caption, or None where there is none, or more than one."""
+@lru_cache(maxsize=1)
+def _any_of(names: tuple[str, ...]) -> re.Pattern[str]:
     either = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
-    found = re.findall(rf"\b({either})\b", caption)
+    return re.compile(rf"\b({either})\b")
+
+
+def named_thing(caption: str, names: tuple[str, ...]) -> int | None:
+    """Return the number of the one name in a caption, or None where there is none, or more than one."""
+    found = _any_of(names).findall(caption)
     return names.index(found[0]) if len(found) == 1 else None
 
 
@@ -64,7 +69,7 @@ class Asked:
 class Things:
     """Scenes whose captions name one thing."""
 
-    def __init__(self, scenes: LatentScenes, names: Sequence[str], *, maps: bool = False) -> None:
+    def __init__(self, scenes: LatentScenes, names: tuple[str, ...], *, maps: bool = False) -> None:
         """Find them; with ``maps`` each is asked for with its edges.
 
         Raises:
@@ -93,21 +98,17 @@ class Things:
         return np.asarray(self.scenes.scenes.images[self.rows[number]])
 
 
-@dataclass(eq=False)
 class Painter:
     """Draws as the page does, in a few steps, some of which have gradients."""
 
-    config: ModelConfig
-    networks: BaseNetworks
-    net: AnyControlNet
-    quick: UNet = field(init=False)  # the UNet once more, for what has no gradients
-
-    def __post_init__(self) -> None:
-        """Make the criterion and the copy."""
-        self.criterion = DiffusionLoss(self.config.schedule)
-        self.device = self.networks.text.positional_embedding.device
+    def __init__(self, config: ModelConfig, networks: BaseNetworks, net: AnyControlNet) -> None:
+        """Take the networks, which lie on one device; the UNet alone learns."""
+        self.networks, self.net = networks, net
+        self.criterion, self.scale = DiffusionLoss(config.schedule), config.cfg_scale
+        self.device = networks.text.positional_embedding.device
         self.dtype = training_dtype(self.device.type)
-        self.quick = copy.deepcopy(self.networks.unet).requires_grad_(False)
+        # The UNet once more, for what has no gradients.
+        self.quick = copy.deepcopy(networks.unet).requires_grad_(False)
         self.quick.to(self.dtype).to(memory_format=torch.channels_last)
 
     @torch.no_grad()
@@ -143,7 +144,7 @@ class Painter:
             residuals = self.residuals(x_t, t, told, hint)
             with autocast(self.device.type), training_attention(self.device.type):
                 taught = self.networks.unet(x_t, t, told, residuals).float()
-        return untaught + self.config.cfg_scale * (taught - untaught)
+        return untaught + self.scale * (taught - untaught)
 
     @torch.no_grad()
     def _quickly(self, x_t: Tensor, t: Tensor, context: Tensor, hint: Tensor | None) -> Tensor:
