@@ -209,20 +209,21 @@ def _feedback(args: argparse.Namespace, config: ModelConfig) -> None:
 
 def _naming(args: argparse.Namespace, config: ModelConfig) -> None:
     from core.training.namer import load_or_train_namers
-    from core.training.naming import train_naming
+    from core.training.naming import train_control_naming, train_naming
     from core.training.toyworld.sprites import SpriteLibrary
 
-    device = _device(args)
-    train_naming(
-        config,
-        args.data,
-        args.framed,
-        args.ckpts,
-        load_or_train_namers(SpriteLibrary.load(), args.runs, device),
-        _loop(args, "naming"),
-        batch_size=args.batch,
-        device=device,
-    )
+    device, batch = _device(args), args.batch
+    namers = load_or_train_namers(SpriteLibrary.load(), args.runs, device)
+    if args.control is None:
+        loop = _loop(args, "naming")
+        train_naming(
+            config, args.data, args.framed, args.ckpts, namers, loop, batch_size=batch, device=device
+        )
+    else:
+        loop = _loop(args, f"naming_{args.control}")
+        train_control_naming(
+            config, args.data, args.ckpts, args.control, namers, loop, batch_size=batch, device=device
+        )
 
 
 def _stream(args: argparse.Namespace, config: ModelConfig) -> None:

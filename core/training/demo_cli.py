@@ -144,13 +144,16 @@ def _add_controls(commands: argparse._SubParsersAction) -> None:
 
 def _add_naming(commands: argparse._SubParsersAction) -> None:
     words = (
-        "train the base by whether small networks can name what it draws; they are trained first where "
-        "--runs lacks them"
+        "train the base, or a control, by whether small networks can name what is drawn; they are trained "
+        "first where --runs lacks them"
     )
     sub = _stage(commands, "naming", words)
     _training(sub, steps=600, rate=3e-4, batch=4)
-    words = "folder of scenes made with render --framed: what the drawings without a map should show"
-    sub.add_argument("--framed", type=Path, required=True, help=words)
+    what = sub.add_mutually_exclusive_group(required=True)
+    words = "train the base; folder of scenes made with render --framed, for the drawings without a map"
+    what.add_argument("--framed", type=Path, help=words)
+    words = "train what this control has of its own, by drawings under its maps; the base stays"
+    what.add_argument("--control", choices=TURNS, help=words)
     _ckpts(sub)
 
 

@@ -1,4 +1,4 @@
-"""Let the base learn from whether what it draws can be named, beside its usual loss.
+"""Let the base, or a ControlNet, learn from whether what is drawn can be named, beside its usual loss.
 
 Sources: a judge's gradients through a drawing, Xu et al. 2023 (ReFL, arXiv 2304.05977) and Clark et al. 2023
 (DRaFT, 2309.17400); through the way from step to step alone, not through what the networks look at, Wu et al.
@@ -25,16 +25,17 @@ from core.config import ModelConfig
 from core.models.variants import AnyControlNet
 from core.runtime.device import CPU, autocast, for_training, training_attention, training_dtype
 from core.training.base import BaseBatch, SceneBatches, base_loss, open_framed
+from core.training.control import SceneControlBatches, control_loss, trained_over
 from core.training.data import LatentScenes
 from core.training.diffusion import DiffusionLoss, draw
-from core.training.export import export_base
-from core.training.hints import canny_hint, in_colour
+from core.training.export import export_base, export_control
+from core.training.hints import HINT_MAKERS, CachedHints, canny_hint, in_colour
 from core.training.loop import LoopConfig, Trainer
 from core.training.namer import Namer
 from core.training.toyworld.captions import ADDED_PROMPT, NEGATIVE_PROMPT
 from core.weights.checkpoint import BaseNetworks, load_base, load_control
 
-CONTROL = "canny"
+TRUNK = "canny"  # the ControlNet that the others lie over; the base learns under its maps
 STEPS = 6  # of a drawing
 LEARNING = 2  # of them, picked by chance, have gradients: each is as dear as three others
 LAST = 150  # the latest time step that is looked at, of 1000; the earliest is 950
@@ -69,40 +70,53 @@ class Asked:
 class Things:
     """Scenes whose captions name one thing."""
 
-    def __init__(self, scenes: LatentScenes, names: tuple[str, ...], *, maps: bool = False) -> None:
-        """Find them; with ``maps`` each is asked for with its edges.
+    def __init__(
+        self,
+        scenes: LatentScenes,
+        names: tuple[str, ...],
+        cached: CachedHints | None = None,
+        *,
+        maps: bool = False,
+    ) -> None:
+        """Find them; with ``maps`` each is asked for with its map: of ``cached`` ones, else its Canny edges.
 
         Raises:
             ValueError: there are none.
         """
-        self.scenes, self.maps = scenes, maps
-        numbers = [named_thing(caption, names) for caption in scenes.scenes.captions[: len(scenes.latents)]]
-        self.rows = [row for row, number in enumerate(numbers) if number is not None]
-        self.numbers = [number for number in numbers if number is not None]
-        if not self.rows:
+        self.scenes, self.cached, self.maps = scenes, cached, maps
+        held = len(scenes.latents)
+        rows = range(held) if cached is None else cached.scenes.tolist()
+        self.found: list[tuple[int, int, int]] = []  # which map, which scene, what its caption names
+        for which, row in enumerate(rows):
+            number = named_thing(scenes.scenes.captions[row], names) if row < held else None
+            if number is not None:
+                self.found.append((which, row, number))
+        if not self.found:
             raise ValueError("no scene's caption names one thing alone: render more, or others.")
 
     def __call__(self, size: int, generator: torch.Generator, device: torch.device) -> Asked:
         """Draw ``size`` of them."""
         rng = random.Random(int(torch.randint(2**31, (1,), generator=generator)))
-        which = [rng.randrange(len(self.rows)) for _ in range(size)]
-        told = [self.scenes.scenes.captions[self.rows[i]] for i in which]
+        drawn = [self.found[rng.randrange(len(self.found))] for _ in range(size)]
+        told = [self.scenes.scenes.captions[row] for _, row, _ in drawn]
         told = [caption + ADDED_PROMPT if rng.random() < 0.5 else caption for caption in told]
-        wanted, hint = torch.tensor([self.numbers[i] for i in which], device=device), None
+        wanted, hint = torch.tensor([number for *_, number in drawn], device=device), None
         if self.maps:
-            hints = [in_colour(canny_hint(self._image(i), rng)) for i in which]
+            hints = [in_colour(self._map(which, row, rng)) for which, row, _ in drawn]
             hint = torch.from_numpy(np.stack(hints)).to(device).permute(0, 3, 1, 2).float().div_(255.0)
         return Asked(told, wanted, hint)
 
-    def _image(self, number: int) -> NDArray[np.uint8]:
-        return np.asarray(self.scenes.scenes.images[self.rows[number]])
+    def _map(self, which: int, row: int, rng: random.Random) -> NDArray[np.uint8]:
+        if self.cached is not None:
+            return np.asarray(self.cached.hints[which])
+        return canny_hint(np.asarray(self.scenes.scenes.images[row]), rng)
 
 
 class Painter:
     """Draws as the page does, in a few steps, some of which have gradients."""
 
     def __init__(self, config: ModelConfig, networks: BaseNetworks, net: AnyControlNet) -> None:
-        """Take the networks, which lie on one device; the UNet alone learns."""
+        """Take the networks, which lie on one device; the UNet learns, or the ControlNet."""
         self.networks, self.net = networks, net
         self.criterion, self.scale = DiffusionLoss(config.schedule), config.cfg_scale
         self.device = networks.text.positional_embedding.device
@@ -123,7 +137,6 @@ class Painter:
         with autocast(self.device.type):
             return self.networks.text.encode(captions).float()
 
-    @torch.no_grad()
     def residuals(self, x_t: Tensor, t: Tensor, context: Tensor, hint: Tensor | None) -> list[Tensor] | None:
         """Return what the ControlNet adds, None without a hint."""
         if hint is None:
@@ -141,7 +154,8 @@ class Painter:
         if not learning:
             taught = self._quickly(x_t, t, told, hint)
         else:
-            residuals = self.residuals(x_t, t, told, hint)
+            with training_attention(self.device.type):
+                residuals = self.residuals(x_t, t, told, hint)
             with autocast(self.device.type), training_attention(self.device.type):
                 taught = self.networks.unet(x_t, t, told, residuals).float()
         return untaught + self.scale * (taught - untaught)
@@ -193,6 +207,36 @@ def unnamed(namers: Sequence[Namer], pictures: Tensor, wanted: Tensor) -> Tensor
     return torch.stack(wrong).mean(0)
 
 
+@dataclass(frozen=True, slots=True)
+class Namers:
+    """What drawings are shown to: ``networks``, and the decoder that makes pictures of latents."""
+
+    networks: Sequence[Namer]
+    painter: Painter
+
+    def loss(self, asked: Asked, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Draw what is asked for, latents of ``shape`` (B, C, h, w); return how far from its names it is."""
+        painter = self.painter
+        noise, _ = draw(shape, painter.criterion.timesteps, generator, device=painter.device)
+        drawn = painter.draw(asked, noise, *steps_of_a_drawing(generator))
+        with autocast(painter.device.type):
+            pictures = painter.networks.vae.decode(drawn).float()
+        return WEIGHT * unnamed(self.networks, shown(pictures, generator), asked.wanted).mean()
+
+
+def _load(
+    config: ModelConfig, ckpts: Path, control: str, device: torch.device
+) -> tuple[BaseNetworks, AnyControlNet]:
+    file = ckpts / "base.safetensors"
+    base = load_base(config, file, device=device, dtype=torch.float32)
+    net = load_control(
+        config, ckpts / f"{control}.safetensors", device=device, dtype=torch.float32, base=file
+    )
+    for module in (base.unet, base.vae, net):
+        for_training(module.requires_grad_(False), device)
+    return base, net
+
+
 def train_naming(
     config: ModelConfig,
     data: Path,
@@ -215,34 +259,67 @@ def train_naming(
         ValueError: no caption names one thing alone, or the scenes in ``framed`` are not framed.
     """
     torch.manual_seed(loop.seed)
-    base = load_base(config, ckpts / "base.safetensors", device=device, dtype=torch.float32)
-    net = load_control(
-        config, ckpts / f"{CONTROL}.safetensors", device=device, dtype=torch.float32,
-        base=ckpts / "base.safetensors",
-    )  # fmt: skip
-    for module in (base.unet, base.vae, net):
-        for_training(module.requires_grad_(module is base.unet), device)
+    base, net = _load(config, ckpts, TRUNK, device)
+    base.unet.requires_grad_(True)
     scenes, in_the_middle = LatentScenes.open(data, device), open_framed(framed, device)
     assert in_the_middle is not None
     names = namers[0].names
     alone, with_maps = Things(in_the_middle, names), Things(scenes, names, maps=True)
     usual = SceneBatches(scenes, base.text, 2 * batch_size, framed=in_the_middle)
-    painter = Painter(config, base, net)
+    judged = Namers(namers, Painter(config, base, net))
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
-        painter.follow()
+        judged.painter.follow()
         batch: BaseBatch = usual(generator)
-        as_usual = base_loss(painter.criterion, base.unet, batch, generator)
+        as_usual = base_loss(judged.painter.criterion, base.unet, batch, generator)
         things = with_maps if step % CONTROLLED == CONTROLLED - 1 else alone
         asked = things(batch_size, generator, device)
-        shape = (batch_size, *batch.x_0.shape[1:])
-        noise, _ = draw(shape, painter.criterion.timesteps, generator, device=device)
-        drawn = painter.draw(asked, noise, *steps_of_a_drawing(generator))
-        with autocast(device.type):
-            pictures = base.vae.decode(drawn).float()
-        return as_usual + WEIGHT * unnamed(namers, shown(pictures, generator), asked.wanted).mean()
+        return as_usual + judged.loss(asked, (batch_size, *batch.x_0.shape[1:]), generator)
 
     trainer = Trainer(base.unet.named_parameters(), loop)
     trainer.run(loss, batch_size)
     trainer.use_average()
     export_base(config, base.unet, base.vae, base.text, ckpts / "base.safetensors")
+
+
+def train_control_naming(
+    config: ModelConfig,
+    data: Path,
+    ckpts: Path,
+    control: str,
+    namers: Sequence[Namer],
+    loop: LoopConfig,
+    *,
+    batch_size: int,
+    device: torch.device = CPU,
+) -> None:
+    """Train what a ControlNet in ``ckpts`` has of its own by what ``namers`` find in drawings under its maps.
+
+    ``batch_size`` drawings a step are of scenes in ``data`` whose caption names one thing; the usual loss is
+    of twice as many scenes. The base, the trunk and the other controls stay. It resumes from ``loop.output``.
+
+    Raises:
+        FileNotFoundError: there are no scenes, latents or maps; with the command that makes them.
+        ValueError: ``control`` is none, or no caption names one thing alone.
+    """
+    torch.manual_seed(loop.seed)
+    base, net = _load(config, ckpts, control, device)
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(trained_over(net, name))
+    scenes = LatentScenes.open(data, device)
+    cached = CachedHints.open(data, control) if control in HINT_MAKERS else None
+    things = Things(scenes, namers[0].names, cached, maps=True)
+    usual = SceneControlBatches(data, base.text, control, 2 * batch_size, scenes=scenes)
+    judged = Namers(namers, Painter(config, base, net))
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
+        batch = usual(generator)
+        as_usual = control_loss(judged.painter.criterion, base.unet, net, batch, generator)
+        asked = things(batch_size, generator, device)
+        return as_usual + judged.loss(asked, (batch_size, *batch.x_0.shape[1:]), generator)
+
+    trainer = Trainer(net.named_parameters(), loop)
+    trainer.run(loss, batch_size)
+    trainer.use_average()
+    over = None if control == TRUNK else ckpts / f"{TRUNK}.safetensors"
+    export_control(config, net, ckpts / f"{control}.safetensors", over)

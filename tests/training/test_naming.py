@@ -1,4 +1,4 @@
-"""The base learns from whether its drawings can be named, and nothing else changes."""
+"""Base or control learns from whether drawings can be named, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor
 
 from core.config import ModelConfig
@@ -19,8 +19,10 @@ from core.models.controlnet import ControlNet
 from core.models.vae import AutoencoderKL
 from core.training import classifier, namer, naming
 from core.training.base import Denoiser
+from core.training.control import trained_over
 from core.training.data import LatentScenes, cache_latents
 from core.training.export import export_base, export_control
+from core.training.hints import CachedHints
 from core.training.loop import LoopConfig
 from core.training.namer import Namer, load_or_train_namers
 from core.training.naming import (
@@ -30,6 +32,7 @@ from core.training.naming import (
     named_thing,
     shown,
     steps_of_a_drawing,
+    train_control_naming,
     train_naming,
     unnamed,
 )
@@ -97,7 +100,7 @@ def test_a_caption_names_one_thing_or_is_left_out(caption: str, number: int | No
 def test_what_is_asked_for_is_what_the_caption_names(config: ModelConfig, tmp_path: Path) -> None:
     scenes = LatentScenes.open(_scenes(tmp_path / "scenes", config, framed=False), CPU)
     plain, mapped = Things(scenes, NAMES), Things(scenes, NAMES, maps=True)
-    assert plain.rows == [0, 1, 2] and plain.numbers == [0, 1, 2]
+    assert plain.found == [(0, 0, 0), (1, 1, 1), (2, 2, 2)]
     asked = plain(16, torch.Generator().manual_seed(0), CPU)
     assert asked.hint is None and set(asked.wanted.tolist()) == {0, 1, 2}
     for caption, number in zip(asked.captions, asked.wanted.tolist(), strict=True):
@@ -106,6 +109,18 @@ def test_what_is_asked_for_is_what_the_caption_names(config: ModelConfig, tmp_pa
     assert hint is not None and hint.shape == (4, 3, SIDE, SIDE) and 0 < float(hint.mean()) < 1
     with pytest.raises(ValueError, match="names one thing"):
         Things(scenes, ("house",))
+
+
+def test_maps_that_are_cached_belong_to_their_scenes(config: ModelConfig, tmp_path: Path) -> None:
+    scenes = LatentScenes.open(_scenes(tmp_path / "scenes", config, framed=False), CPU)
+    hints = np.stack([np.full((SIDE, SIDE), 10 * row, np.uint8) for row in (4, 2, 9, 1)])
+    cached = CachedHints(hints, np.array([4, 2, 9, 1]))  # the first names two things, one has no latents
+    things = Things(scenes, NAMES, cached, maps=True)
+    assert things.found == [(1, 2, 2), (3, 1, 1)]
+    asked = things(8, torch.Generator().manual_seed(0), CPU)
+    assert asked.hint is not None and set(asked.wanted.tolist()) == {1, 2}
+    for number, hint in zip(asked.wanted.tolist(), asked.hint, strict=True):
+        assert torch.allclose(hint, torch.full((3, SIDE, SIDE), 10 * number / 255))
 
 
 @pytest.mark.parametrize("mapped", [False, True])
@@ -149,6 +164,18 @@ def test_steps_that_learn_have_gradients_and_look_at_what_has_none(
         painter.draw(asked, noise, [900, 600, 300], learning).square().sum().backward()
         assert looked == [((900, 600, 300)[number], False) for number in sorted(learning)]
         assert weight.grad is not None and weight.grad.abs().sum() > 0
+
+
+def test_under_a_map_the_control_can_learn(config: ModelConfig) -> None:
+    painter = _painter(config)
+    net = painter.net.requires_grad_(True)
+    asked = Asked(["a bear"], torch.zeros(1), torch.rand(1, 3, SIDE, SIDE))
+    noise = torch.randn(1, config.unet.in_channels, 8, 8)
+    drawn = painter.draw(asked, noise, [900, 600, 300], {1})
+    drawn.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.zero_convs.parameters())
+    assert all(p.grad is None for p in painter.networks.unet.parameters())
+    assert not painter.draw(asked, noise, [900, 600, 300], set()).requires_grad
 
 
 def test_the_copy_that_draws_follows_what_was_learned(config: ModelConfig) -> None:
@@ -231,6 +258,40 @@ def test_the_unet_learns_and_resumes_exactly(
     assert any(not torch.equal(after[key], without[key]) for key in after)
 
 
+@pytest.mark.parametrize("control", ["canny", "depth"])
+def test_a_control_learns_what_it_has_of_its_own(
+    config: ModelConfig, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, control: str
+) -> None:
+    data, trunk = _scenes(tmp_path / "scenes", config, framed=False), model / "canny.safetensors"
+    file = model / f"{control}.safetensors"
+    if control != "canny":
+        np.save(data / f"hints_{control}.npy", np.full((3, SIDE, SIDE), 99, np.uint8))
+        (data / f"hints_{control}.json").write_text("[0, 1, 4]")
+        _, net = _networks(config)
+        next(net.zero_convs[0].parameters()).add_(0.1)
+        export_control(config, net, file, trunk)
+    kept = {path: path.read_bytes() for path in model.iterdir() if path != file}
+
+    def train(run: str, steps: int) -> dict[str, Tensor]:
+        loop = LoopConfig(output=tmp_path / run, steps=steps, learning_rate=1e-3, warmup=1)
+        shutil.copy(start, file)
+        train_control_naming(config, data, model, control, _namers(), loop, batch_size=2)
+        return load(file.read_bytes())
+
+    start = shutil.copy(file, tmp_path / "start.safetensors")
+    before = load(trunk.read_bytes()) | load(file.read_bytes())
+    after = train("run1", 3)
+    assert {path: path.read_bytes() for path in kept} == kept
+    _, whole = _networks(config)
+    own = {name for name, _ in whole.named_parameters() if trained_over(whole, name)}
+    changed = {key for key in after if not torch.equal(after[key], before[key])}
+    assert changed and changed <= own and any(key.startswith("zero_convs") for key in changed)
+    train("run2", 2)
+    assert all(torch.equal(after[key], value) for key, value in train("run2", 3).items())
+    monkeypatch.setattr(naming, "WEIGHT", 0.0)
+    assert any(not torch.equal(after[key], value) for key, value in train("run3", 3).items())
+
+
 class ByColour(Namer):
     """Names the first thing in what is red, the second in what is green, the third in what is blue."""
 
@@ -266,6 +327,14 @@ def test_drawings_come_to_be_named_as_they_should(
     train_naming(config, tmp_path / "scenes", tmp_path / "framed", model, namers, loop, batch_size=2)
     chance = np.log(len(NAMES))
     assert np.mean(seen[:5]) > 0.9 * chance and np.mean(seen[-10:]) < 0.7 * chance
+
+
+def test_a_control_that_is_none_is_refused(config: ModelConfig, model: Path, tmp_path: Path) -> None:
+    data = _scenes(tmp_path / "scenes", config, framed=False)
+    (model / "none.safetensors").write_bytes((model / "canny.safetensors").read_bytes())
+    loop = LoopConfig(output=tmp_path / "run", steps=1)
+    with pytest.raises(ValueError, match="give one of canny"):
+        train_control_naming(config, data, model, "none", _namers(), loop, batch_size=2)
 
 
 def test_scenes_that_are_not_framed_are_refused(config: ModelConfig, model: Path, tmp_path: Path) -> None:
