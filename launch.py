@@ -16,6 +16,7 @@ from apps.additions import Additions
 from apps.computing import Computing
 from core.request import MAX_BATCH
 from core.runtime.garbage import lasting
+from core.runtime.waiting import wait_briefly
 
 if TYPE_CHECKING:
     from apps.page.model import Model, Pipeline
@@ -105,6 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     cli = parser()
     args = cli.parse_args(arguments)
+    wait_briefly()
     if args.list:
         for page in all_pages():
             also = f"  (also {', '.join(page.aliases)})" if page.aliases else ""
