@@ -18,6 +18,7 @@ from core.models.text_encoder import TextEncoder
 from core.models.unet import UNet
 from core.models.vae import AutoencoderKL
 from core.models.variants import AnyControlNet
+from core.training.control import trained_over
 from core.training.controlled import ControlledUNet
 from core.weights import convert
 from core.weights.formats import OVER, open_tensors
@@ -51,12 +52,17 @@ def export_base(config: ModelConfig, unet: UNet, vae: AutoencoderKL, text: TextE
 def export_control(config: ModelConfig, net: AnyControlNet, path: Path, over: Path | None = None) -> None:
     """Write one control-only file, without prefix.
 
-    With ``over`` it holds only what differs from that file, which has to lie beside it.
+    With ``over`` it holds what is its own, see ``trained_over``, and what else differs from that file, which
+    has to lie beside it. So it stays what it is when that file's own parts learn more.
     """
     tensors = _half(net.state_dict(), "")
     if over is not None:
         below = load_file(over)
-        tensors = {key: value for key, value in tensors.items() if not torch.equal(value, below[key])}
+        tensors = {
+            key: value
+            for key, value in tensors.items()
+            if trained_over(net, key) or not torch.equal(value, below[key])
+        }
     _save(tensors, path, config, over)
 
 

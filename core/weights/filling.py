@@ -76,6 +76,7 @@ def _share_out(
     failed = Event()
 
     def work() -> None:
+        torch.get_num_threads()  # what a thread asks first sets its number to that of all
         torch.set_num_threads(1)  # of this thread; and of all that are yet to start, until it is set again
         begun.wait()
         place = torch.empty(most, dtype=dtype)

@@ -27,5 +27,7 @@ def convert(value: Tensor, out: Tensor) -> None:
 
 
 def _copy(value: Tensor, out: Tensor) -> Tensor:
+    if torch.get_num_threads() == 1:
+        return out.copy_(value)
     torch._foreach_copy_(out.split(SERIAL), value.split(SERIAL))
     return out

@@ -1,6 +1,7 @@
-"""Add up what --low-vram has on the device in each phase: weights by their sizes, activations measured.
+"""Add up what is on the device: weights by their sizes, activations measured.
 
-Nothing here needs a GPU or real weights. A GPU computes in float16, and in float32 in the autoencoder;
+With --low-vram in each phase; without it, when all networks stay, in float16. Nothing here needs a GPU or
+real weights. A GPU computes in float16, and in the autoencoder in float32 where float16 is too narrow;
 bfloat16, in which a CPU is measured, has float16's size. What kernels take for themselves does not count.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from unittest import mock
 
 import torch
@@ -45,33 +47,45 @@ def peak(compute: Callable[[], object]) -> float:
     return counted.peak / MB
 
 
-def report(phase: str, networks: str, weights: float, activations: float) -> None:
+@dataclass(frozen=True)
+class Sum:
+    """MB in 16 bits that a phase needs: of its own networks, and of tensors at their peak."""
+
+    weights: float
+    activations: float
+
+
+def report(phase: str, networks: str, sums: Sum) -> None:
     """Print a line."""
+    weights, activations = sums.weights, sums.activations
     total = weights + activations
     print(f"{phase:28} {networks:24} {weights:7.0f} + {activations:6.0f} = {total:6.0f} MB", flush=True)
 
 
 @torch.inference_mode()
 def run(args: argparse.Namespace) -> None:
-    """Print a line for each phase."""
+    """Print a line for each phase, and one for all networks at once."""
     config = load_config(args.model)
     print(f"{config.title}, {args.pixels} px, {args.samples} pictures, {args.controls} controls")
-    for name, phase in PHASES.items():
-        if args.only in (None, name):
-            phase(config, args)
+    sums = [phase(config, args) for name, phase in PHASES.items() if args.only in (None, name)]
+    if args.only is None and not args.no_plain:
+        weights = sum(each.weights for each in sums)
+        report("without --low-vram", "all, float16", Sum(weights, max(each.activations for each in sums)))
 
 
-def text_phase(config: ModelConfig, args: argparse.Namespace) -> None:
+def text_phase(config: ModelConfig, args: argparse.Namespace) -> Sum:
     """Encode a prompt and a negative one."""
     with torch.device("meta"):
         text = TextEncoder(config.text)
     tokens = text.tokenize(["a dog", "rain"])
     weights = size(text, dtype=HALF)
     materialise(text, HALF)
-    report("text", "text encoder", weights, peak(lambda: text(tokens)))
+    sums = Sum(weights, peak(lambda: text(tokens)))
+    report("text", "text encoder", sums)
+    return sums
 
 
-def denoise_phase(config: ModelConfig, args: argparse.Namespace) -> None:
+def denoise_phase(config: ModelConfig, args: argparse.Namespace) -> Sum:
     """Take one guided step."""
     with torch.device("meta"):
         unet, control = UNet(config.unet), ControlNet(config.unet, config.control)
@@ -94,12 +108,16 @@ def denoise_phase(config: ModelConfig, args: argparse.Namespace) -> None:
         mock.patch.object(attention, "MANY_TOKENS", NEVER),
         mock.patch.object(blocks, "REUSED_BYTES", NEVER),
     ):
-        most = peak(step)
-    report(f"denoising, batch {2 * args.samples}", names, weights, most)
+        sums = Sum(weights, peak(step))
+    report(f"denoising, batch {2 * args.samples}", names, sums)
+    return sums
 
 
-def decode_phase(config: ModelConfig, args: argparse.Namespace) -> None:
-    """Decode one picture, plainly and in strips; strips then rest in main memory."""
+def decode_phase(config: ModelConfig, args: argparse.Namespace) -> Sum:
+    """Decode one picture, plainly and in strips, which then rest in main memory: in float32, for the worst.
+
+    Return the sum in 16 bits of decoding plainly, or in strips where that was not asked for.
+    """
     with torch.device("meta"):
         vae = AutoencoderKL(config.vae)
     dtype = getattr(torch, args.vae_dtype)
@@ -107,10 +125,14 @@ def decode_phase(config: ModelConfig, args: argparse.Namespace) -> None:
     materialise(vae, dtype).to(memory_format=torch.channels_last)
     side = args.pixels // 8
     x_0 = torch.randn(1, config.unet.in_channels, side, side, dtype=dtype)
+    made = []
     if not args.no_plain:
-        report("decoding", "VAE", weights, scale * peak(lambda: vae.decode(x_0)))
+        made.append(Sum(weights, scale * peak(lambda: vae.decode(x_0))))
+        report("decoding", "VAE, float32", made[-1])
     with resting_elsewhere():
-        report("decoding in strips", "VAE", weights, scale * peak(lambda: decode_in_strips(vae, x_0)))
+        made.append(Sum(weights, scale * peak(lambda: decode_in_strips(vae, x_0))))
+    report("decoding in strips", "VAE, float32", made[-1])
+    return Sum(made[0].weights / 2, made[0].activations / 2)
 
 
 @contextmanager

@@ -34,8 +34,12 @@ from tests.weights.files import (
 HALF, BFLOAT = torch.float16, torch.bfloat16
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("made", [torch.float32, BFLOAT])
-def test_every_number_in_half_precision_becomes_what_torch_makes_of_it(made: torch.dtype) -> None:
+def test_every_number_in_half_precision_becomes_what_torch_makes_of_it(
+    made: torch.dtype, threads: int
+) -> None:
+    torch.set_num_threads(threads)  # put back after each test
     value = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(HALF)
     out = torch.empty(256, 256, dtype=made)
     convert(value, out)
@@ -122,17 +126,24 @@ def test_a_file_is_read_from_its_beginning_to_its_end(
     assert far <= len(late) // 20  # threads overtake each other by a few, one that had to wait by more
 
 
-def test_filling_leaves_the_number_of_threads_as_it_was(tmp_path: Path) -> None:
-    config = tiny_config()
+def test_threads_that_read_compute_alone_and_leave_the_number_of_threads_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, found = tiny_config(), set()
     path = write(tmp_path / "base.safetensors", cast(base_state(make_networks(config)), HALF))
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        load_base(config, path, device=CPU, dtype=BFLOAT, pack=True)
-        with ThreadPoolExecutor(1) as fresh:
-            assert torch.get_num_threads() == 3 == fresh.submit(torch.get_num_threads).result()
-    finally:
-        torch.set_num_threads(before)
+    whole = SafetensorsFile.read_into
+
+    def noting(self: SafetensorsFile, key: str, out: torch.Tensor, room_bytes: int = 0) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            found.add(torch.get_num_threads())
+        whole(self, key, out, room_bytes)
+
+    monkeypatch.setattr(SafetensorsFile, "read_into", noting)
+    torch.set_num_threads(3)  # put back after each test
+    load_base(config, path, device=CPU, dtype=BFLOAT, pack=True)
+    assert found == {1}
+    with ThreadPoolExecutor(1) as fresh:
+        assert torch.get_num_threads() == 3 == fresh.submit(torch.get_num_threads).result()
 
 
 def test_a_mapped_pickle_is_read_by_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
