@@ -16,6 +16,7 @@ from apps.additions import Additions
 from apps.computing import Computing
 from core.request import MAX_BATCH
 from core.runtime.garbage import lasting
+from core.runtime.quota import compute_within_quota
 from core.runtime.waiting import wait_briefly
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cli = parser()
     args = cli.parse_args(arguments)
     wait_briefly()
+    compute_within_quota()
     if args.list:
         for page in all_pages():
             also = f"  (also {', '.join(page.aliases)})" if page.aliases else ""

@@ -24,6 +24,7 @@ from torch import Tensor
 from core.config import load_config
 from core.runtime.device import resolve_device
 from tests.bench.memory import resident
+from tests.bench.openvino_peer import convert_for_openvino, is_installed
 from tests.bench.peers import Drawn, Files, Job, Peer, peers
 from tests.bench.random_model import CONTROL, write_random_model
 from tests.bench.step import Case, count_flops, matrix_peak
@@ -31,7 +32,7 @@ from tests.bench.where import profile_job
 
 SAME = {True: 1e-4, False: 2e-2}  # relative distance of the latents: both in float32, or not
 PICTURE_STEPS = 20  # of the pictures a minute
-PACKAGES = ("torch", "diffusers", "transformers")
+PACKAGES = ("torch", "diffusers", "transformers", "openvino")
 T = TypeVar("T")
 
 
@@ -155,14 +156,20 @@ def _version(package: str) -> str | None:
 
 
 @contextmanager
-def random_files(model: str, *, with_diffusers: bool) -> Iterator[Files]:
-    """Have the same random weights written in the original's layout and, from that, in diffusers'."""
+def random_files(model: str, *, with_diffusers: bool, with_openvino: bool = False) -> Iterator[Files]:
+    """Have the same random weights written in the original's layout and, from that, in those of peers.
+
+    OpenVINO's is made of diffusers'.
+    """
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         ours = in_own_process(write_random_model, model, place)
         if with_diffusers:
             in_own_process(_convert, place)
-        yield Files(model, ours, place / "diffusers")
+        files = Files(model, ours, place / "diffusers")
+        if with_openvino:
+            in_own_process(convert_for_openvino, files)
+        yield files
 
 
 def _convert(place: Path) -> None:
@@ -239,20 +246,28 @@ def interleave(
     return found
 
 
-def run(args: argparse.Namespace) -> None:
-    """Compare, and print and write the table."""
-    device = resolve_device(args.device)
-    names = ["ours", *["eager"] * (device.type == "cuda"), *["low_vram"] * args.low_vram]
-    names += ["ours_compiled"] * args.compile
+def wanted(args: argparse.Namespace, kind: str) -> list[str]:
+    """Return the names of all peers that there are for a ``kind`` of device; say why others are missing."""
+    on_gpu = kind == "cuda"
+    names = ["ours", *["eager"] * on_gpu, *["low_vram"] * args.low_vram, *["ours_compiled"] * args.compile]
     if args.model != "sd15":
         print("diffusers has no such model: only ours is measured.")
     elif find_spec("diffusers") and find_spec("transformers"):
-        names += ["default", *["half"] * (device.type == "cuda"), "best", *["compiled"] * args.compile]
+        names += ["default", *["half"] * on_gpu, "best", *["compiled"] * args.compile]
+        names += ["openvino"] * (kind == "cpu" and is_installed())
     else:
         print("diffusers and transformers are not installed: only ours is measured.")
+    return names
+
+
+def run(args: argparse.Namespace) -> None:
+    """Compare, and print and write the table."""
+    device = resolve_device(args.device)
+    names = wanted(args, device.type)
     jobs = [Job(pixels, batch, args.steps) for pixels in args.pixels for batch in args.batch]
     found: list[Row] = []
-    with random_files(args.model, with_diffusers="best" in names) as files:
+    kinds = {"with_diffusers": "best" in names, "with_openvino": "openvino" in names}
+    with random_files(args.model, **kinds) as files:
         for dtype in args.dtype:
             setting = Setting(files, str(device), dtype, args.threads, tuple(names), args.rounds)
             if args.profile:

@@ -1,4 +1,4 @@
-"""Programs that draw the same picture from the same weights: ours, and diffusers in three ways."""
+"""Programs that draw the same picture from the same weights: ours, and diffusers in several ways."""
 
 from __future__ import annotations
 
@@ -31,6 +31,11 @@ class Files:
     ours: Path
     diffusers: Path
 
+    @property
+    def openvino(self) -> Path:
+        """The folder of the networks in OpenVINO's format."""
+        return self.diffusers.with_name("openvino")
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -60,6 +65,9 @@ class Drawn:
     latents: Tensor
     steps: tuple[float, ...]
     seconds: float
+
+
+Networks = tuple[Any, Any, Any, Any]  # of diffusers: UNet, autoencoder, ControlNet, text encoder
 
 
 class Peer(Protocol):
@@ -180,30 +188,35 @@ class Diffusers:
         self._files, self._device = files, device
         self._channels_last, self._compiled = channels_last, compiled
 
-    def load(self) -> None:
-        """Load the networks, and put them into a pipeline that draws as ours does."""
-        from diffusers import (
-            AutoencoderKL,
-            ControlNetModel,
-            DDIMScheduler,
-            StableDiffusionControlNetPipeline,
-            UNet2DConditionModel,
-        )
-        from diffusers.utils import logging
-        from transformers import CLIPTextModel
-
-        logging.set_verbosity_error()
-        folder, dtype = self._files.diffusers, self.dtype
+    def _networks(self) -> Networks:
+        """Load the UNet, the autoencoder, the ControlNet and the text encoder."""
+        from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 
         def read(kind: Any, name: str) -> Any:
-            return kind.from_pretrained(folder / name, torch_dtype=dtype).to(self._device).eval()
+            folder = self._files.diffusers / name
+            return kind.from_pretrained(folder, torch_dtype=self.dtype).to(self._device).eval()
 
         unet, vae = read(UNet2DConditionModel, "unet"), read(AutoencoderKL, "vae")
-        control, self._text = read(ControlNetModel, CONTROL), read(CLIPTextModel, "text_encoder")
+        control = read(ControlNetModel, CONTROL)
         for network in (unet, control, vae) if self._channels_last else ():
             network.to(memory_format=torch.channels_last)
         if self._compiled:
             unet, control = torch.compile(unet), torch.compile(control)
+        return unet, vae, control, self._read_text(self.dtype)
+
+    def _read_text(self, dtype: torch.dtype) -> Any:
+        from transformers import CLIPTextModel
+
+        folder = self._files.diffusers / "text_encoder"
+        return CLIPTextModel.from_pretrained(folder, torch_dtype=dtype).to(self._device).eval()
+
+    def load(self) -> None:
+        """Load the networks, and put them into a pipeline that draws as ours does."""
+        from diffusers import DDIMScheduler, StableDiffusionControlNetPipeline
+        from diffusers.utils import logging
+
+        logging.set_verbosity_error()
+        unet, vae, control, self._text = self._networks()
         scheduler = DDIMScheduler(
             beta_start=0.00085,
             beta_end=0.012,
@@ -240,12 +253,12 @@ class Diffusers:
             prompt_embeds=wanted,
             negative_prompt_embeds=unwanted,
             num_images_per_prompt=job.batch,
-            image=hint.to(self._device, self.dtype),
+            image=hint.to(self._device, wanted.dtype),
             height=job.pixels,
             width=job.pixels,
             num_inference_steps=job.steps,
             guidance_scale=CFG_SCALE,
-            latents=noise.to(self.dtype),
+            latents=noise.to(wanted.dtype),
             output_type="np",
             callback_on_step_end=after,
         )
@@ -259,6 +272,8 @@ def half(device: torch.device) -> torch.dtype:
 
 def peers(files: Files, device: torch.device, dtype: str) -> dict[str, Callable[[], Peer]]:
     """Return ways to make each peer by a short name; ``dtype`` is that of ours and of diffusers' best."""
+    from tests.bench.openvino_peer import OpenVino
+
     number = Ours(files, device, dtype).dtype
     return {
         "ours": lambda: Ours(files, device, dtype),
@@ -269,4 +284,5 @@ def peers(files: Files, device: torch.device, dtype: str) -> dict[str, Callable[
         "half": lambda: Diffusers(files, device, number),
         "best": lambda: Diffusers(files, device, number, channels_last=True),
         "compiled": lambda: Diffusers(files, device, number, channels_last=True, compiled=True),
+        "openvino": lambda: OpenVino(files, number),
     }

@@ -126,8 +126,29 @@ def test_ours_is_compared_with_diffusers_default_and_its_best() -> None:
         "diffusers, bfloat16",
         "diffusers, bfloat16, channels_last",
         "diffusers, bfloat16, channels_last, compiled",
+        "diffusers, OpenVINO, bfloat16",
     ]
-    assert [peer.dtype == torch.float32 for peer in made.values()] == [False] * 4 + [True] + [False] * 3
+    assert [peer.dtype == torch.float32 for peer in made.values()] == [False] * 4 + [True] + [False] * 4
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "installed", "names"),
+    [
+        ("", "cpu", "diffusers transformers openvino", "ours default best openvino"),
+        ("", "cpu", "diffusers transformers", "ours default best"),
+        ("", "cpu", "openvino", "ours"),
+        ("--model demo", "cpu", "diffusers transformers openvino", "ours"),
+        ("", "cuda", "diffusers transformers openvino", "ours eager default half best"),
+        ("--compile", "cpu", "diffusers transformers", "ours ours_compiled default best compiled"),
+    ],
+)
+def test_whatever_is_installed_is_compared(
+    monkeypatch: pytest.MonkeyPatch, words: str, kind: str, installed: str, names: str
+) -> None:
+    monkeypatch.setattr(compare, "find_spec", lambda name: name in installed.split() or None)
+    monkeypatch.setattr(compare, "is_installed", lambda: "openvino" in installed)
+    args = parser().parse_args(["compare", *words.split()])
+    assert compare.wanted(args, kind) == names.split()
 
 
 @pytest.fixture(scope="module")
