@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from core.config import TextConfig, load_config
-from core.models.text_encoder import TextBlock, TextEncoder
+from core.models.text_encoder import TextAttention, TextBlock, TextEncoder
 from core.models.tokenizer import END_TOKEN, START_TOKEN
+from tests.bench.live import LiveBytes
 from tests.golden_networks import load_golden, load_prompts
 
 
@@ -39,7 +40,29 @@ def test_a_block_computes_what_open_clips_does_with_the_same_weights(quick: bool
     x, mask = torch.randn(2, 9, 32), torch.full((9, 9), float("-inf")).triu_(1)
     for net in (ours, theirs):
         net.eval().requires_grad_(False)
-    assert torch.equal(ours(x, mask), theirs(x, attn_mask=mask))
+    torch.testing.assert_close(ours(x, mask), theirs(x, attn_mask=mask), rtol=0.0, atol=2e-6)
+
+
+def test_its_attention_begins_as_torchs_and_draws_the_same_numbers_for_it() -> None:
+    torch.manual_seed(0)
+    theirs, after = torch.nn.MultiheadAttention(32, 4), torch.rand(1)
+    torch.manual_seed(0)
+    ours = TextAttention(32, 4)
+    assert torch.equal(torch.rand(1), after)
+    found, wanted = ours.state_dict(), theirs.state_dict()
+    assert list(found) == list(wanted)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_attention_holds_no_copy_of_its_weights_for_each_token(dtype: torch.dtype) -> None:
+    ours = TextAttention(128, 4).to(dtype)
+    x, mask = torch.randn(2, 77, 128, dtype=dtype), torch.zeros(77, 77, dtype=dtype)
+    with LiveBytes() as counted:
+        ours(x, mask)
+    own = 2 * (3 + 3 + 1 + 1) * 77 * 128  # numbers: of the projections, the result, and what may be copied
+    assert counted.peak <= own * dtype.itemsize
 
 
 def test_what_loads_models_does_not_import_the_tokenizers_package_nor_torchvision() -> None:
