@@ -103,7 +103,7 @@ def test_every_imported_library_is_required() -> None:
     ours = {*OURS, "tests"}
     # A part of gradio, of the same version; what torch brings where it can be used; and what a measurement
     # compares with where it is installed.
-    exempt = {"gradio_client", "triton", "diffusers", "transformers"}
+    exempt = {"gradio_client", "triton", "diffusers", "transformers", "openvino"}
     tests = [("tests." + path.stem, path) for path in (ROOT / "tests").rglob("*.py")]
     runtime, all_files = required("requirements.txt"), required("requirements.txt", "requirements-dev.txt")
     for found, names in ((modules(), runtime), (iter(tests), all_files)):
