@@ -33,9 +33,9 @@ def quota(mine: Path = MINE, tree: Path = TREE) -> float | None:
     """
     try:
         lines = mine.read_text(encoding="ascii").splitlines()
-    except (OSError, ValueError):
+        found = [share for line in lines for share in _shares(line, tree)]
+    except (OSError, ValueError):  # not Linux, or not as it writes it
         return None
-    found = [share for line in lines for share in _shares(line, tree)]
     return min(found, default=None)
 
 

@@ -55,6 +55,7 @@ def test_groups_of_the_first_version_say_it_too(tmp_path: Path, kinds: str) -> N
 def test_where_nothing_is_said_there_is_no_quota(tmp_path: Path) -> None:
     assert quota(tmp_path / "missing", tmp_path) is None
     assert of(tmp_path, "0::/gone\n") is None
+    assert of(tmp_path, "of another kind\n") is None
 
 
 @pytest.mark.parametrize(

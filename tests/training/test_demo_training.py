@@ -398,9 +398,8 @@ def test_a_control_over_another_keeps_its_trunk_and_ships_the_rest(
     changed = {k for k, v in net.state_dict().items() if not torch.equal(v.half(), before[k])}
     assert changed and all(trained_over(net, name) for name in changed)
     own = {name for name in net.state_dict() if trained_over(net, name)}
-    net.get_parameter("zero_convs.0.0.bias").data.copy_(
-        before["zero_convs.0.0.bias"]
-    )  # its own even where it is the same
+    same = "zero_convs.0.0.bias"  # its own even where it is the trunk's
+    net.get_parameter(same).data.copy_(before[same])
     export_control(config, net, tmp_path / "depth.safetensors", tmp_path / "canny.safetensors")
     assert set(load_file(tmp_path / "depth.safetensors")) == own >= changed
     cpu = torch.device("cpu")
